@@ -1,0 +1,37 @@
+# The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
+.DEFAULT_GOAL := help
+.PHONY: help setup serve check test bench lock clean
+
+BIN := .venv/bin
+SCRIPTS := scripts/setup scripts/lock scripts/common.sh .ci/run
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: ## make .venv: the engine that fits this machine (CPU or CUDA), the tools, densepath
+	@scripts/setup
+
+serve: setup ## build the small demo pair once and serve it
+	$(BIN)/densepath serve --demo
+
+check: setup ## format, lint, types, import contracts, scripts, containers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck --external-sources $(SCRIPTS)
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+test: setup ## run the tests
+	$(BIN)/pytest
+
+bench: setup ## run every benchmark; each prints its ratio and its largest difference
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lock: ## make locks/ anew from pyproject.toml (UPGRADE=1 moves the pins)
+	@scripts/lock $(if $(UPGRADE),--upgrade)
+
+clean: ## remove what the other targets made, .venv included
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m densepath`."""
+
+from densepath.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The HTTP side: bytes in, a batch of sequences to the engine, bytes out."""

@@ -1,0 +1,40 @@
+"""The application: it wires, and nothing else."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+import densepath
+from densepath.api import openapi, routes, scoring
+from densepath.api.edge import Edge, route_error
+from densepath.api.service import Service
+
+
+def create_app(service: Service, *, engine: str) -> FastAPI:
+    """The service's routes over one `Service`."""
+    app = FastAPI(
+        title="densepath",
+        version=densepath.__version__,
+        summary="Dense rewards from two checkpoints of one SFT run",
+        docs_url=None,  # FastAPI's page loads from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the client's path and Host
+    )
+    for router in (
+        scoring.router(service),
+        routes.health(service),
+        routes.about(service, engine),
+        routes.tokenizing(service),
+    ):
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, _raise_route_error)
+    app.add_middleware(Edge, service=service)
+    app.openapi = partial(openapi.document, app, app.openapi)  # type: ignore[method-assign]  # FastAPI's own hook
+    return app
+
+
+async def _raise_route_error(request: Request, error: Exception) -> Response:
+    raise route_error(error.status_code if isinstance(error, HTTPException) else 500)

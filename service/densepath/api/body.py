@@ -1,0 +1,155 @@
+"""Reading a request: its body within bytes and seconds, its JSON with strict types, its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, from_json
+from starlette.requests import Request
+
+from densepath.api.edge import ClientDisconnectedError, too_large
+from densepath.api.service import Service
+from densepath.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    InvalidItemError,
+    InvalidRequestError,
+    MalformedBodyError,
+    RequestTimeoutError,
+    UnsupportedMediaTypeError,
+)
+from densepath.wire import JSON_MEDIA_TYPE
+
+Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
+#: Lists whose elements are tokens: a wrong element there is a wrong item.
+TOKEN_LISTS = frozenset({"prompt_token_ids", "response_token_ids", "token_ids", "response_mask", "tokens"})
+
+
+def media_type(request: Request) -> str:
+    """The content type without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request, service: Service) -> bytes:
+    """The whole body, refused as soon as it is too large or too slow."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(service.limits.body_seconds):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnectedError
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > service.limits.max_body_bytes:
+                    raise too_large(service)
+                if chunk:
+                    chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+    except TimeoutError as error:
+        raise RequestTimeoutError(
+            f"the body did not arrive within {service.limits.body_seconds:g} seconds"
+        ) from error
+
+
+async def read_json(request: Request, service: Service) -> Any:
+    """A JSON body, not yet validated."""
+    if media_type(request) != JSON_MEDIA_TYPE:
+        raise UnsupportedMediaTypeError(f"this route takes Content-Type: {JSON_MEDIA_TYPE}")
+    return parse_json(await read_body(request, service))
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON to Python. NaN is refused later, where a field has a type; of two equal keys the last counts."""
+    try:
+        return from_json(body, allow_inf_nan=True)
+    except ValueError as error:
+        place = re.search(r"line \d+ column \d+", str(error))
+        raise MalformedBodyError(
+            f"the body is not JSON, or is nested too deep{f', at {place.group()}' if place else ''}"
+        ) from None
+
+
+def validate(model: type[Model], value: Any, *, at: str = "") -> Model:
+    """A value as a model, or the contract's error: what is wrong and where, without the input."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as refused:
+        first = refused.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise _error(first, at, list(model.model_fields)) from None
+
+
+def _error(detail: ErrorDetails, at: str, fields: list[str]) -> InvalidRequestError:
+    location = detail["loc"]
+    unknown = detail["type"] == "extra_forbidden"
+    if unknown:
+        location = location[:-1]  # the name of an unknown field is the client's own text
+    place = at
+    for part in location:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    where = place or "the body"
+    if unknown:
+        return InvalidRequestError(
+            f"{where} has a field that the contract does not have; known here are {', '.join(fields)}",
+            param=place or None,
+        )
+    cls = InvalidItemError if TOKEN_LISTS & set(map(str, location[:-1])) else InvalidRequestError
+    return cls(f"{where}: {detail['msg']}", param=place or None)
+
+
+def deadline(request: Request) -> float:
+    """When the client's deadline is, on the event loop's clock; infinity without one."""
+    text = request.headers.get("x-request-timeout")
+    if text is None:
+        return math.inf
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidRequestError(
+            "X-Request-Timeout is a number of seconds greater than 0", param="X-Request-Timeout"
+        )
+    return float(request.state.began) + seconds
+
+
+async def while_wanted(
+    work: Coroutine[Any, Any, Result], service: Service, until: float, *, reader: Request | None = None
+) -> Result:
+    """Run `work` until it is done, the deadline passes, the drain bound is over or `reader` hangs up.
+
+    In the last three cases the work is cancelled, in the engine too, before this returns. Whoever reads the
+    body sees the hang-up itself: `reader` is for after that.
+    """
+    task = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(service.out_of_time.wait())
+    gone = asyncio.ensure_future(_hang_up(reader)) if reader else asyncio.Future[None]()
+    others = (stopped, gone)
+    try:
+        timeout = None if math.isinf(until) else max(until - asyncio.get_running_loop().time(), 0.0)
+        await asyncio.wait({task, *others}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientDisconnectedError
+        if stopped.done():
+            raise DrainingError("the service is shutting down: ask another replica", retry_after=1)
+        raise DeadlineExceededError("the deadline of X-Request-Timeout has passed; the work is cancelled")
+    finally:
+        for each in (task, *others):
+            each.cancel()
+        await asyncio.gather(task, *others, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,174 @@
+"""The edge of the service, one ASGI layer: request id, keys, early refusals, errors, metrics, log line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+import uuid
+from contextlib import nullcontext
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from densepath.api.service import Service
+from densepath.errors import (
+    BodyTooLargeError,
+    DensepathError,
+    InternalError,
+    InvalidApiKeyError,
+    MalformedBodyError,
+    MethodNotAllowedError,
+    RouteNotFoundError,
+    UnsupportedMediaTypeError,
+)
+
+OPEN_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+CLIENT_CLOSED = 499  # nginx's number; only logged and counted, since nobody is there to read it
+
+log = structlog.get_logger()
+
+
+class ClientDisconnectedError(Exception):
+    """The client hung up: there is nobody to answer."""
+
+
+class Edge:
+    """Wraps the whole application. Every error becomes the contract's JSON here, once."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        counted = scope["path"] not in OPEN_ROUTES
+        try:
+            with self.service.answering() if counted else nullcontext():
+                await self._answer(scope, receive, exchange)
+        finally:
+            self._record(exchange, counted)
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        try:
+            self._refuse_early(scope["path"], Headers(scope=scope))
+            await self.app(scope, receive, exchange.send)
+        except ClientDisconnectedError:
+            exchange.status = CLIENT_CLOSED
+        except DensepathError as error:
+            await exchange.fail(error)
+        except Exception:
+            log.exception("request_failed", request_id=exchange.request_id)
+            await exchange.fail(
+                InternalError("an internal error: the service's log has it under this request id")
+            )
+
+    def _refuse_early(self, path: str, headers: Headers) -> None:
+        """What can be refused before the body is read."""
+        if self.service.keys and path not in OPEN_ROUTES:
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not self.service.keys.accept(key.strip(" \t").encode("latin-1")):
+                raise InvalidApiKeyError("send a valid key as `Authorization: Bearer KEY`")
+        if "content-encoding" in headers:
+            raise UnsupportedMediaTypeError("a body with a Content-Encoding is refused: send it as it is")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            raise MalformedBodyError("Content-Length and Transfer-Encoding together are refused")
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.service.limits.max_body_bytes:
+            raise too_large(self.service)
+
+    def _record(self, exchange: _Exchange, counted: bool) -> None:
+        metrics, scope = self.service.metrics, exchange.scope
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        elapsed = time.perf_counter() - exchange.began
+        metrics.requests.labels(route, method, str(exchange.status)).inc()
+        metrics.request_seconds.labels(route).observe(elapsed)
+        if exchange.error is not None:
+            metrics.rejections.labels(exchange.error.code).inc()
+        if counted:
+            log.info(
+                "request",
+                request_id=exchange.request_id,
+                method=method,
+                route=route,
+                status=exchange.status,
+                seconds=round(elapsed, 6),
+                code=exchange.error.code if exchange.error else None,
+            )
+
+
+def too_large(service: Service) -> BodyTooLargeError:
+    """The refusal of a body over the limit."""
+    return BodyTooLargeError(
+        f"the body is over this service's limit of {service.limits.max_body_bytes} bytes: "
+        "split it into several requests"
+    )
+
+
+def route_error(status: int) -> DensepathError:
+    """What Starlette's router says, in the contract's words."""
+    if status == 405:
+        return MethodNotAllowedError("this route does not take this method: see /openapi.json")
+    if status == 404:
+        return RouteNotFoundError("there is no such route: see /openapi.json")
+    return InternalError("the request could not be routed")
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self.began = time.perf_counter()
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        # Kept only in this shape: it goes to the log and into a header.
+        self.request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        scope.setdefault("state", {}).update(
+            request_id=self.request_id, began=asyncio.get_running_loop().time()
+        )
+        self.status = 0
+        self.error: DensepathError | None = None
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, with the request id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+        await self._send(message)
+
+    async def fail(self, error: DensepathError) -> None:
+        """Answer with an error; an answer that has begun can only be cut."""
+        self.error = error
+        if self.status:
+            log.error("answer_cut", request_id=self.request_id, code=error.code)
+            raise error
+        body = json.dumps({"error": error.detail()}).encode()
+        await self.send(
+            {"type": "http.response.start", "status": error.status, "headers": self._headers(error, body)}
+        )
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _headers(self, error: DensepathError, body: bytes) -> list[tuple[bytes, bytes]]:
+        headers: list[tuple[bytes, Any]] = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        if error.retry_after is not None:
+            headers.append((b"retry-after", str(error.retry_after).encode()))
+        if isinstance(error, InvalidApiKeyError):
+            headers.append((b"www-authenticate", b"Bearer"))
+        if error.status in (400, 408, 413, 415):
+            # The rest of the body is unread: this connection can't carry another request.
+            headers.append((b"connection", b"close"))
+        return headers

@@ -1,0 +1,167 @@
+"""Both wire forms of a request into one: a batch of sequences, or an error in an item's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from densepath import sequences
+from densepath.api.body import parse_json, validate
+from densepath.api.schemas import (
+    ChatItem,
+    PackedOptions,
+    RewardsOptions,
+    SpansItem,
+    Strict,
+    TextItem,
+    TokensItem,
+)
+from densepath.api.service import Service
+from densepath.errors import DensepathError, InvalidItemError, InvalidRequestError
+from densepath.sequences import Sequence
+from densepath.wire import PackedRequest, unpack_request
+
+#: The fields that make each form. `response` belongs to two and decides nothing.
+FORMS: dict[str, type[Strict]] = {
+    "prompt_token_ids": TokensItem,
+    "response_token_ids": TokensItem,
+    "token_ids": SpansItem,
+    "response_mask": SpansItem,
+    "messages": ChatItem,
+    "prompt": TextItem,
+}
+FORMS_IN_WORDS = (
+    "prompt_token_ids and response_token_ids, token_ids and response_mask, prompt and response, "
+    "or messages and response"
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a batch; `work` is its sequence, or why it has none."""
+
+    id: str | None
+    work: Sequence | DensepathError
+    from_text: bool = False  # its token ids always go back in the answer
+    from_mask: bool = False  # so do its positions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A whole request, in order."""
+
+    options: RewardsOptions
+    items: list[Item]
+
+
+def read_json_batch(body: bytes, service: Service) -> Batch:
+    """A JSON body. Tokenises text, so it belongs off the event loop."""
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise InvalidRequestError("the body must be a JSON object with items")
+    raw_items = value.pop("items", None)
+    options = validate(RewardsOptions, value)
+    if not isinstance(raw_items, list):
+        raise InvalidRequestError("items: a list of items is required", param="items")
+    _check_count(len(raw_items), service)
+    return Batch(options, [_read_item(raw, i, service) for i, raw in enumerate(raw_items)])
+
+
+def read_packed_batch(body: bytes, service: Service) -> Batch:
+    """A safetensors body."""
+    packed = unpack_request(body)
+    options = validate(PackedOptions, packed.request)
+    count = len(packed.offsets) - 1
+    _check_count(count, service)
+    ids = options.ids or [None] * count
+    if len(ids) != count:
+        raise InvalidRequestError(f"ids has {len(ids)} entries for {count} sequences", param="ids")
+    return Batch(options, [_read_packed(packed, i, ids[i], service) for i in range(count)])
+
+
+def _check_count(count: int, service: Service) -> None:
+    if not 1 <= count <= service.limits.max_items:
+        raise InvalidItemError(
+            f"items has {count} entries: a request holds 1 to {service.limits.max_items}", param="items"
+        )
+
+
+def _read_item(raw: Any, index: int, service: Service) -> Item:
+    if not isinstance(raw, dict):
+        return Item(None, InvalidRequestError(f"items[{index}] must be an object", param=f"items[{index}]"))
+    raw_id = raw.get("id")
+    item_id = raw_id if isinstance(raw_id, str) else None
+    forms = {FORMS[name] for name in raw if name in FORMS}
+    work = _located(index, lambda: _check(_sequence(raw, forms, index, service), service))
+    return Item(item_id, work, from_text=bool(forms & {TextItem, ChatItem}), from_mask=SpansItem in forms)
+
+
+def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, service: Service) -> Sequence:
+    found = list(forms)
+    if not found:
+        raise InvalidRequestError(f"no form of an item: send {FORMS_IN_WORDS}")
+    if len(found) > 1:
+        raise InvalidItemError(f"two forms at once: send either {FORMS_IN_WORDS}")
+    match validate(found[0], raw, at=f"items[{index}]"):
+        case TokensItem(prompt_token_ids=prompt_ids, response_token_ids=response_ids):
+            return sequences.from_response(prompt_ids, response_ids)
+        case SpansItem(token_ids=token_ids, response_mask=mask):
+            return sequences.from_mask(token_ids, mask)
+        case TextItem(prompt=prompt, response=response, append_eos=append_eos):
+            if not prompt:  # a BOS that the tokenizer adds is no prompt
+                raise InvalidItemError(
+                    "the prompt is empty: there is nothing to be scored after", param="prompt"
+                )
+            return service.tokenizer.from_text(prompt, response, append_eos=append_eos)
+        case ChatItem(messages=messages, response=response, append_eos=append_eos):
+            if not messages:
+                raise InvalidItemError("messages is empty: send at least one", param="messages")
+            dicts = [message.model_dump(exclude_unset=True) for message in messages]
+            return service.tokenizer.from_chat(dicts, response, append_eos=append_eos)
+    raise AssertionError(found)
+
+
+def _read_packed(packed: PackedRequest, index: int, item_id: str | None, service: Service) -> Item:
+    begin, end = packed.offsets[index], packed.offsets[index + 1]
+    token_ids_L = packed.token_ids[begin:end].astype(np.int64)
+
+    def sequence() -> Sequence:
+        if packed.response_mask is not None:
+            return sequences.from_mask(token_ids_L, packed.response_mask[begin:end])
+        start = int(packed.response_start[index]) if packed.response_start is not None else 0
+        if not 0 <= start <= len(token_ids_L):
+            raise InvalidItemError(
+                f"response_start is outside the sequence of {len(token_ids_L)} tokens", param="response_start"
+            )
+        return sequences.from_response(token_ids_L[:start], token_ids_L[start:])
+
+    work = _located(index, lambda: _check(sequence(), service))
+    return Item(item_id, work, from_mask=packed.response_mask is not None)
+
+
+def _check(sequence: Sequence, service: Service) -> Sequence:
+    sequences.check(
+        sequence, vocab_size=service.pair.vocab_size, context_length=service.scorer.context_length
+    )
+    return sequence
+
+
+def _located(index: int, make: Callable[[], Sequence]) -> Sequence | DensepathError:
+    """A sequence, or its error with the item's place in it."""
+    try:
+        return make()
+    except InvalidRequestError as error:
+        return at_item(error, index)
+
+
+def at_item(error: DensepathError, index: int) -> DensepathError:
+    """The same error, naming the item."""
+    place = f"items[{index}]"
+    if (error.param or "").startswith(place):
+        return error
+    located = type(error)(f"{place}: {error.message}", retry_after=error.retry_after)
+    located.param = f"{place}.{error.param}" if error.param else place
+    return located

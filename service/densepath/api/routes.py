@@ -1,0 +1,150 @@
+"""The small routes: health, metrics, versions, the pair, tokenize and detokenize."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+import densepath
+from densepath.api.body import read_json, validate
+from densepath.api.openapi import body_of
+from densepath.api.schemas import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    ErrorAnswer,
+    ModelCard,
+    ModelsAnswer,
+    PairAnswer,
+    PairLimits,
+    PairSources,
+    StatusAnswer,
+    TokenizeAnswer,
+    TokenizeChat,
+    TokenizeText,
+    VersionAnswer,
+)
+from densepath.api.scoring import check_served
+from densepath.api.service import Service
+from densepath.errors import EngineUnavailableError, InvalidItemError
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorAnswer, "description": "Every error, in OpenAI's shape"}
+}
+
+
+def health(service: Service) -> APIRouter:
+    """Open to anyone: alive, ready, metrics."""
+    routes = APIRouter(responses=ERRORS)
+
+    @routes.get("/livez", response_model=StatusAnswer)
+    async def livez() -> StatusAnswer:
+        """The process works; 503 when only a restart helps."""
+        if not service.alive():
+            raise EngineUnavailableError("the engine has died: restart this process", retry_after=30)
+        return StatusAnswer(status="alive")
+
+    @routes.get("/readyz", response_model=StatusAnswer)
+    @routes.get("/health", response_model=StatusAnswer)
+    async def readyz() -> StatusAnswer:
+        """The pair is loaded, and the service is not draining."""
+        if problem := service.problem():
+            raise problem
+        return StatusAnswer(status="ready")
+
+    @routes.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def about(service: Service, engine: str) -> APIRouter:
+    """What is served."""
+    routes = APIRouter(responses=ERRORS)
+    pair, limits = service.pair, service.limits
+    loaded = int(time.time())
+
+    @routes.get("/version", response_model=VersionAnswer)
+    async def version() -> VersionAnswer:
+        """The versions of densepath and of the pair."""
+        return VersionAnswer(version=densepath.__version__, engine=engine, model_version=pair.version)
+
+    @routes.get("/v1/pair", response_model=PairAnswer)
+    async def served_pair() -> PairAnswer:
+        """The served pair, and what one request may hold."""
+        return PairAnswer(
+            model=service.model_name,
+            version=pair.version,
+            sources=PairSources(sft=pair.sft.name, reference=pair.reference.name),
+            dtype=pair.dtype,
+            vocab_size=pair.vocab_size,
+            context_length=service.scorer.context_length,
+            tokenizer_fingerprint=pair.tokenizer_fingerprint,
+            chat_template_fingerprint=pair.chat_template_fingerprint,
+            eos_token_ids=sorted(pair.eos_token_ids),
+            limits=PairLimits(
+                max_items=limits.max_items,
+                max_body_bytes=limits.max_body_bytes,
+                max_queued_tokens=limits.max_queued_tokens,
+            ),
+        )
+
+    @routes.get("/v1/models", response_model=ModelsAnswer)
+    async def models() -> ModelsAnswer:
+        """The pair, and its two models."""
+        names = (service.model_name, "sft", "reference")
+        return ModelsAnswer(data=[ModelCard(id=name, created=loaded) for name in names])
+
+    return routes
+
+
+def tokenizing(service: Service) -> APIRouter:
+    """vLLM's /tokenize and /detokenize, with the pair's tokenizer."""
+    routes = APIRouter(responses=ERRORS)
+    tokenizer = service.tokenizer
+
+    @routes.post(
+        "/tokenize", response_model=TokenizeAnswer, openapi_extra=body_of(TokenizeText, TokenizeChat)
+    )
+    async def tokenize(request: Request) -> Response:
+        """Token ids of a text, or of a chat."""
+        value = await read_json(request, service)
+        chat = isinstance(value, dict) and "messages" in value
+        asked = validate(TokenizeChat, value) if chat else validate(TokenizeText, value)
+        check_served(asked.model, None, service)
+        answer = await asyncio.to_thread(_tokenize, asked)
+        return JSONResponse(answer.model_dump())
+
+    def _tokenize(asked: TokenizeText | TokenizeChat) -> TokenizeAnswer:
+        if isinstance(asked, TokenizeText):
+            text = asked.prompt
+        else:
+            dicts = [message.model_dump(exclude_unset=True) for message in asked.messages]
+            text = tokenizer.render(dicts, add_generation_prompt=asked.add_generation_prompt)
+        token_ids = tokenizer.encode(text, add_special_tokens=asked.add_special_tokens)
+        return TokenizeAnswer(
+            count=len(token_ids),
+            max_model_len=service.scorer.context_length,
+            tokens=token_ids,
+            token_strs=tokenizer.token_strings(token_ids) if asked.return_token_strs else None,
+        )
+
+    @routes.post("/detokenize", response_model=DetokenizeAnswer, openapi_extra=body_of(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        """The text of token ids."""
+        asked = validate(DetokenizeRequest, await read_json(request, service))
+        check_served(asked.model, None, service)
+        if any(not 0 <= token_id < service.pair.vocab_size for token_id in asked.tokens):
+            raise InvalidItemError(
+                f"a token id is out of range: ids go from 0 to {service.pair.vocab_size - 1}", param="tokens"
+            )
+        text = await asyncio.to_thread(tokenizer.decode, asked.tokens)
+        return JSONResponse(DetokenizeAnswer(prompt=text).model_dump())
+
+    return routes

@@ -1,0 +1,257 @@
+"""The JSON of the contract, as pydantic models: strict types, no field that the contract does not have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+TokenIds = list[int]
+Include = Literal["logprobs", "returns", "tokens"]
+
+
+class Strict(BaseModel):
+    """`true`, `2.0` and `"3"` are not integers, and an unknown field is an error."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class TokensItem(Strict):
+    """The first-class form: nothing is tokenised again."""
+
+    id: str | None = None
+    prompt_token_ids: TokenIds
+    response_token_ids: TokenIds
+
+
+class SpansItem(Strict):
+    """Multi-turn or tool use: rewards for the tokens under the mask."""
+
+    id: str | None = None
+    token_ids: TokenIds
+    response_mask: Annotated[list[int], Field(description="0 or 1, as long as token_ids")]
+
+
+class TextItem(Strict):
+    """Prompt and response are tokenised on their own, then joined."""
+
+    id: str | None = None
+    prompt: str
+    response: str
+    append_eos: bool = False
+
+
+class Message(BaseModel):
+    """One message of a chat; what else a template reads (tool calls, names) passes through."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: str
+    content: Any = None
+
+
+class ChatItem(Strict):
+    """The SFT model's chat template with a generation prompt, then the response."""
+
+    id: str | None = None
+    messages: list[Message]
+    response: str
+    append_eos: bool = False
+
+
+class RewardsOptions(Strict):
+    """A request without its items; also the `request` metadata of the safetensors form."""
+
+    model: str | None = None
+    model_version: Annotated[str | None, Field(description="409 when another version is being served")] = None
+    include: list[Include] = []
+    gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="of the returns")] = 1.0
+    on_error: Literal["fail", "item"] = "fail"
+
+
+class RewardsRequest(RewardsOptions):
+    """The body of POST /v1/rewards."""
+
+    items: Annotated[list[TokensItem | SpansItem | TextItem | ChatItem], Field(min_length=1)]
+
+
+def _unicode(text: str) -> str:
+    """Metadata may spell half of a surrogate pair, which no JSON answer can echo."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("half of a surrogate pair is not a character")
+    return text
+
+
+class PackedOptions(RewardsOptions):
+    """The safetensors form's `request` metadata: the ids travel as one list."""
+
+    ids: list[Annotated[str, AfterValidator(_unicode)] | None] | None = None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """Every error."""
+
+    error: ErrorBody
+
+
+class ScoredItem(BaseModel):
+    """One item's rewards, one for each scored token, in order."""
+
+    index: int
+    id: str | None = None
+    status: Literal["ok"]
+    rewards: list[float]
+    sum: float
+    ended: Annotated[bool, Field(description="the last scored token is an EOS token")]
+    response_token_ids: list[int] | None = None
+    positions: Annotated[
+        list[int] | None, Field(description="spans form: the index in token_ids of each reward")
+    ] = None
+    sft_logprobs: list[float] | None = None
+    reference_logprobs: list[float] | None = None
+    returns: list[float] | None = None
+    tokens: list[str] | None = None
+    offsets: Annotated[
+        list[tuple[int, int]] | None,
+        Field(description="characters of the response text, text and chat forms"),
+    ] = None
+
+
+class FailedItem(BaseModel):
+    """An item that could not be scored, with no number."""
+
+    index: int
+    id: str | None = None
+    status: Literal["error"]
+    error: ErrorBody
+
+
+class Usage(BaseModel):
+    """Tokens of the items that were scored."""
+
+    prompt_tokens: int
+    response_tokens: int
+    cached_tokens: int
+
+
+class RewardsAnswer(BaseModel):
+    """The answer of POST /v1/rewards."""
+
+    object: Literal["rewards"]
+    id: str
+    created: int
+    model: str
+    model_version: str
+    items: list[ScoredItem | FailedItem]
+    usage: Usage
+
+
+class TokenizeText(Strict):
+    """vLLM's completion form."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChat(Strict):
+    """vLLM's chat form."""
+
+    model: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)]
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    return_token_strs: bool = False
+
+
+class TokenizeAnswer(BaseModel):
+    """Token ids of the text."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(Strict):
+    """Token ids to turn into text."""
+
+    model: str | None = None
+    tokens: TokenIds
+
+
+class DetokenizeAnswer(BaseModel):
+    """Their text."""
+
+    prompt: str
+
+
+class PairSources(BaseModel):
+    """The names of the two checkpoints' directories."""
+
+    sft: str
+    reference: str
+
+
+class PairLimits(BaseModel):
+    """What one request may hold; clients split by it."""
+
+    max_items: int
+    max_body_bytes: int
+    max_queued_tokens: int
+
+
+class PairAnswer(BaseModel):
+    """The served pair."""
+
+    object: Literal["pair"] = "pair"
+    model: str
+    version: str
+    sources: PairSources
+    dtype: str
+    vocab_size: int
+    context_length: int
+    tokenizer_fingerprint: str
+    chat_template_fingerprint: str | None
+    eos_token_ids: list[int]
+    limits: PairLimits
+
+
+class ModelCard(BaseModel):
+    """One name under which something is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["densepath"] = "densepath"
+
+
+class ModelsAnswer(BaseModel):
+    """OpenAI's list."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class VersionAnswer(BaseModel):
+    """What runs."""
+
+    version: str
+    engine: str
+    model_version: str
+
+
+class StatusAnswer(BaseModel):
+    """Health."""
+
+    status: str

@@ -1,0 +1,109 @@
+"""Running the application: uvicorn, and a drain that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from densepath.api.protocol import BoundedProtocol
+from densepath.api.service import Phase, Service
+
+#: After the drain bound, for answers that say so to reach their clients.
+LAST_WORDS_SECONDS = 1.0
+#: After that, for clients that read their answers slowly.
+SLOW_READER_SECONDS = 2
+
+log = structlog.get_logger()
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves the signals to `serve`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would end the process by the signal itself: a drained service exits 0."""
+        yield
+
+
+def build_server(app: FastAPI, host: str, port: int) -> Server:
+    """A server with the limits that the application can't set."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        log_level="warning",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=SLOW_READER_SECONDS,
+    )
+    return Server(config)
+
+
+async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_seconds: float) -> None:
+    """Load the pair while /livez already answers, serve until SIGTERM or SIGINT, drain, and return.
+
+    Draining: readiness drops at once, what is in flight is finished within `drain_seconds`, what is left
+    then is answered 503 `draining`. A second signal ends the wait.
+    """
+    server = build_server(app, host, port)
+    async with _signals() as signals:
+        running = asyncio.ensure_future(server.serve())
+        loading = asyncio.ensure_future(service.start())
+        asked = asyncio.ensure_future(signals.get())
+        await asyncio.wait({running, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if loading.done():
+                loading.result()  # a pair that can't be loaded ends the process, with its reason
+                await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
+            elif asked.done():
+                log.info("stopped_while_loading")
+                await service.scorer.close()
+                os._exit(0)  # the thread that starts the engine can't be cancelled
+            if asked.done():
+                await _drain(service, signals, drain_seconds)
+        finally:
+            service.phase = Phase.DRAINING
+            for task in (loading, asked):
+                task.cancel()
+            server.should_exit = True
+            await asyncio.gather(running, loading, asked, return_exceptions=True)
+            await service.scorer.close()
+    running.result()
+
+
+async def _drain(service: Service, signals: asyncio.Queue[int], drain_seconds: float) -> None:
+    service.phase = Phase.DRAINING
+    log.info("draining", in_flight=service.in_flight, seconds=drain_seconds)
+    finished, again = asyncio.ensure_future(service.idle.wait()), asyncio.ensure_future(signals.get())
+    await asyncio.wait({finished, again}, timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    service.out_of_time.set()
+    await asyncio.wait({finished}, timeout=LAST_WORDS_SECONDS)
+    finished.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _signals() -> AsyncIterator[asyncio.Queue[int]]:
+    """SIGTERM and SIGINT as they come."""
+    loop = asyncio.get_running_loop()
+    received: asyncio.Queue[int] = asyncio.Queue()
+    caught = (signal.SIGTERM, signal.SIGINT)
+    for number in caught:
+        loop.add_signal_handler(number, received.put_nowait, number)
+    try:
+        yield received
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)

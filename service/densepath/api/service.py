@@ -1,0 +1,128 @@
+"""`Service`: what the routes share, and the one place that knows whether the service can answer."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import hashlib
+import hmac
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from densepath.admission import TokenBudget
+from densepath.engine.scorer import Scorer
+from densepath.errors import DrainingError, EngineUnavailableError
+from densepath.pair import Pair
+from densepath.sequences import Tokenizer
+from densepath.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_items: int = 256
+    max_body_bytes: int = 32 << 20
+    max_queued_tokens: int = 262_144
+    body_seconds: float = 30.0  # for a whole body to arrive
+
+
+class Phase(enum.Enum):
+    """starting → ready → draining; dead from any of them when the engine is gone."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class ApiKeys:
+    """The keys of a key file, as hashes. An absent file means that every route is open."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    @classmethod
+    def from_file(cls, path: Path | None) -> ApiKeys:
+        """One key a line; blank lines and lines that begin with # don't count."""
+        if path is None:
+            return cls([])
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise ValueError(
+                f"the key file {path.name} holds no key: write one a line, or leave the option out"
+            )
+        return cls(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def accept(self, sent: bytes) -> bool:
+        """Compare with every key, in constant time each, without an early end."""
+        digest = hashlib.sha256(sent).digest()
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+@dataclass
+class Service:
+    """One pair, one engine, one budget."""
+
+    pair: Pair
+    tokenizer: Tokenizer
+    scorer: Scorer
+    model_name: str = "default"
+    limits: Limits = field(default_factory=Limits)
+    keys: ApiKeys = field(default_factory=lambda: ApiKeys([]))
+    metrics: Metrics = field(default_factory=Metrics)
+    phase: Phase = Phase.STARTING
+
+    def __post_init__(self) -> None:
+        self.budget = TokenBudget(self.limits.max_queued_tokens)
+        self.in_flight = 0  # requests that are being answered, health probes left out
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.out_of_time = asyncio.Event()  # set when the drain bound is over
+        self.metrics.queued_tokens.set_function(lambda: self.budget.queued_tokens)
+        self.metrics.engine_up.set_function(
+            lambda: float(self.phase is not Phase.STARTING and self.scorer.alive())
+        )
+        self.metrics.pair_info.labels(self.model_name, self.pair.version).set(1)
+
+    async def start(self) -> None:
+        """Load the pair; ready from then on."""
+        await self.scorer.start()
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.READY
+        log.info("ready", model=self.model_name, model_version=self.pair.version)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request while it is being answered."""
+        self.in_flight += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self.idle.set()
+
+    def problem(self) -> EngineUnavailableError | DrainingError | None:
+        """Why nothing can be scored at the moment, or None."""
+        if self.phase is Phase.STARTING:
+            return EngineUnavailableError("the pair is being loaded", retry_after=5)
+        if self.phase is Phase.DRAINING:
+            return DrainingError("the service is shutting down: ask another replica", retry_after=1)
+        if not self.scorer.alive():
+            return EngineUnavailableError("the engine has died: the service restarts", retry_after=30)
+        return None
+
+    def alive(self) -> bool:
+        """False when only a restart helps."""
+        return self.phase is Phase.STARTING or self.scorer.alive()

@@ -1,0 +1,175 @@
+"""The four forms of an item, read from plain dicts.
+
+Token ids may be lists of ints or integer arrays. What cannot be put on the wire is refused here, as the
+service would; what only the pair can know (ids out of range, the context length) is left to the service.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.errors import InvalidItemError
+
+Item = Mapping[str, object]
+
+_BYTES_A_TOKEN = 8 + 1  # int64 and the mask: an upper bound
+_BYTES_AN_ITEM = 16  # its offset and its response_start
+
+_FORMS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # form → required, optional
+    "tokens": (frozenset({"prompt_token_ids", "response_token_ids"}), frozenset({"id"})),
+    "spans": (frozenset({"token_ids", "response_mask"}), frozenset({"id"})),
+    "text": (frozenset({"prompt", "response"}), frozenset({"id", "append_eos"})),
+    "chat": (frozenset({"messages", "response"}), frozenset({"id", "append_eos"})),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequence:
+    index: int
+    id: str | None
+    token_ids: npt.NDArray[np.int64]
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens of the service's queue it takes."""
+        return len(self.token_ids)
+
+    @property
+    def n_bytes(self) -> int:
+        """At most so many bytes of a body."""
+        return _BYTES_AN_ITEM + _BYTES_A_TOKEN * self.n_tokens + _id_bytes(self.id)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenItem(_Sequence):
+    """Tokens form: the response begins at `response_start`."""
+
+    response_start: int
+
+
+@dataclass(frozen=True, eq=False)
+class SpanItem(_Sequence):
+    """Spans form: the tokens under the mask are scored."""
+
+    response_mask: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class JsonItem:
+    """Text or chat form, already JSON."""
+
+    index: int
+    id: str | None
+    body: bytes
+
+    @property
+    def n_tokens(self) -> int:
+        """At most so many tokens: no tokenizer makes more of them than there are bytes."""
+        return len(self.body)
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes of a body it takes, with its comma."""
+        return len(self.body) + 1
+
+
+AnyItem = TokenItem | SpanItem | JsonItem
+
+
+def read_item(index: int, item: Item) -> AnyItem:
+    """The item that a dict holds.
+
+    Raises:
+        InvalidItemError: not one of the four forms, or a field that the wire cannot carry.
+    """
+    where = f"items[{index}]"
+    form = _form(item, where)
+    id_ = item.get("id")
+    if id_ is not None and not isinstance(id_, str):
+        _refuse(where, "id", "must be a string")
+    if form == "tokens":
+        prompt = _token_ids(item["prompt_token_ids"], where, "prompt_token_ids")
+        response = _token_ids(item["response_token_ids"], where, "response_token_ids")
+        return TokenItem(index, id_, np.concatenate([prompt, response]), len(prompt))
+    if form == "spans":
+        token_ids = _token_ids(item["token_ids"], where, "token_ids")
+        return SpanItem(index, id_, token_ids, _mask(item["response_mask"], len(token_ids), where))
+    return JsonItem(index, id_, _json(item, where))
+
+
+def _form(item: Item, where: str) -> str:
+    if not isinstance(item, Mapping):
+        raise InvalidItemError(f"{where} must be a mapping", param=where)
+    given = set(item)
+    for form, (required, optional) in _FORMS.items():
+        if required <= given <= required | optional:
+            return form
+    raise InvalidItemError(
+        f"{where} must have the fields of exactly one form: prompt_token_ids and response_token_ids; "
+        "token_ids and response_mask; prompt and response; or messages and response",
+        param=where,
+    )
+
+
+def _token_ids(value: object, where: str, field: str) -> npt.NDArray[np.int64]:
+    array = _integers(value)
+    if array is None:
+        _refuse(where, field, "must be a flat list of integers, or a one-dimensional integer array")
+    return array
+
+
+def _mask(value: object, length: int, where: str) -> npt.NDArray[np.uint8]:
+    if getattr(value, "dtype", None) == np.bool_:
+        value = np.asarray(value).astype(np.uint8)
+    array = _integers(value)
+    if array is None or not bool(np.isin(array, (0, 1)).all()):
+        _refuse(where, "response_mask", "must be a flat list of 0 and 1")
+    if len(array) != length:
+        _refuse(where, "response_mask", f"has {len(array)} values for {length} token ids")
+    return array.astype(np.uint8)
+
+
+def _integers(value: object) -> npt.NDArray[np.int64] | None:
+    """A flat int64 array, or None where a value is anything but an integer: True and 2.0 are not."""
+    if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value))  # of the values' types there are few, of the values many
+        if any(not issubclass(kind, (int, np.integer)) or kind is bool for kind in kinds):
+            return None
+    elif not hasattr(value, "__array__") or np.asarray(value).dtype.kind not in "iu":
+        return None
+    try:
+        array = np.asarray(value, dtype=np.int64)
+    except OverflowError:
+        return None
+    return array if array.ndim == 1 else None
+
+
+def _json(item: Item, where: str) -> bytes:
+    for field, kind in (
+        ("prompt", str),
+        ("response", str),
+        ("messages", (list, tuple)),
+        ("append_eos", bool),
+    ):
+        if field in item and not isinstance(item[field], kind):
+            _refuse(where, field, "is of another type than the contract's")
+    try:
+        fields = {key: value for key, value in item.items() if not (key == "id" and value is None)}
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):  # a lone surrogate is a ValueError too
+        raise InvalidItemError(f"{where} cannot be written as JSON in UTF-8", param=where) from None
+
+
+def _id_bytes(id_: str | None) -> int:
+    # Within the metadata the id is JSON inside JSON: at most 7 bytes for a UTF-16 unit, and its quotes.
+    return 14 * len(id_) + 8 if id_ is not None else 8
+
+
+def _refuse(where: str, field: str, what: str) -> NoReturn:
+    raise InvalidItemError(f"{where}.{field} {what}", param=f"{where}.{field}")

@@ -1,0 +1,184 @@
+"""From items to requests: chunks of one form that fit the service's limits, in order, and their bodies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+
+from densepath.client.items import AnyItem, Item, JsonItem, SpanItem, TokenItem, read_item
+from densepath.errors import BodyTooLargeError, DensepathError, InternalError, InvalidRequestError
+from densepath.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, PackedRequest, pack_request
+
+OnError = Literal["fail", "item"]
+EXTRAS = ("logprobs", "returns", "tokens")
+
+_ENVELOPE_BYTES = 4096  # the other fields of a request, and a safetensors header
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for beside its items.
+
+    Raises:
+        InvalidRequestError: an option that the contract does not have.
+    """
+
+    include: tuple[str, ...] = ()
+    gamma: float = 1.0
+    on_error: OnError = "fail"
+
+    def __post_init__(self) -> None:
+        if not set(self.include) <= set(EXTRAS):
+            raise InvalidRequestError(f"include can hold {', '.join(EXTRAS)}", param="include")
+        if not 0 <= self.gamma <= 1:
+            raise InvalidRequestError("gamma must be between 0 and 1", param="gamma")
+        if self.on_error not in ("fail", "item"):
+            raise InvalidRequestError('on_error must be "fail" or "item"', param="on_error")
+
+    def fields(self, model_version: str | None) -> dict[str, object]:
+        """The request's JSON without its items."""
+        fields: dict[str, object] = {
+            "include": list(self.include),
+            "gamma": float(self.gamma),
+            "on_error": self.on_error,
+        }
+        if model_version is not None:
+            fields["model_version"] = model_version
+        return fields
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold."""
+
+    max_items: int
+    max_body_bytes: int
+    max_queued_tokens: int
+
+    @classmethod
+    def of(cls, pair: Mapping[str, object]) -> Limits:
+        """The limits that `GET /v1/pair` answers."""
+        limits = pair.get("limits")
+        values: list[Any] = [
+            limits.get(name) if isinstance(limits, dict) else None for name in cls.__dataclass_fields__
+        ]
+        if not all(type(value) is int and value > 0 for value in values):
+            raise InternalError(
+                "the service's pair has no limits: max_items, max_body_bytes, max_queued_tokens"
+            )
+        return cls(*values)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items of one form that travel in one request."""
+
+    items: tuple[AnyItem, ...]
+
+    def body(self, options: Options, model_version: str | None) -> tuple[str, bytes]:
+        """The media type and the bytes of its request."""
+        fields = options.fields(model_version)
+        if isinstance(self.items[0], JsonItem):
+            return JSON_MEDIA_TYPE, _json_body([i for i in self.items if isinstance(i, JsonItem)], fields)
+        ids = [item.id for item in self.items]
+        if any(id_ is not None for id_ in ids):
+            fields["ids"] = ids
+        return MEDIA_TYPE, pack_request(_packed(self.items, fields))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chunks of a call, and the items that never leave: index → reason."""
+
+    chunks: tuple[Chunk, ...]
+    refused: dict[int, DensepathError]
+
+
+def read_items(items: Iterable[Item], options: Options) -> tuple[list[AnyItem], dict[int, DensepathError]]:
+    """The items, and index → reason of those that are none; with on_error "fail" the first one raises."""
+    read: list[AnyItem] = []
+    refused: dict[int, DensepathError] = {}
+    for index, item in enumerate(items):
+        try:
+            read.append(read_item(index, item))
+        except DensepathError as error:
+            if options.on_error == "fail":
+                raise
+            refused[index] = error
+    if not read and not refused:
+        raise InvalidRequestError("there is nothing to score: send at least one item", param="items")
+    return read, refused
+
+
+def make_plan(
+    items: Sequence[AnyItem],
+    refused: Mapping[int, DensepathError],
+    options: Options,
+    limits: Limits,
+    in_flight: int,
+) -> Plan:
+    """Chunks within the limits, so small that `in_flight` of them together fit the service's queue."""
+    room = limits.max_body_bytes - _ENVELOPE_BYTES
+    tokens = max(1, limits.max_queued_tokens // in_flight)
+    too_large = {item.index: _too_large(item, limits) for item in items if item.n_bytes > room}
+    if too_large and options.on_error == "fail":
+        raise next(iter(too_large.values()))
+    chunks: list[Chunk] = []
+    for form in (TokenItem, SpanItem, JsonItem):
+        fitting = [i for i in items if isinstance(i, form) and i.index not in too_large]
+        chunks += _split(fitting, limits.max_items, room, tokens)
+    chunks.sort(key=lambda chunk: chunk.items[0].index)
+    return Plan(tuple(chunks), {**refused, **too_large})
+
+
+def _split(items: Sequence[AnyItem], max_items: int, max_bytes: int, max_tokens: int) -> list[Chunk]:
+    bounds = [0]
+    n_bytes = n_tokens = 0
+    for at, item in enumerate(items):
+        full = (
+            at - bounds[-1] == max_items
+            or n_bytes + item.n_bytes > max_bytes
+            or n_tokens + item.n_tokens > max_tokens
+        )
+        if full and at > bounds[-1]:
+            bounds.append(at)
+            n_bytes = n_tokens = 0
+        n_bytes += item.n_bytes
+        n_tokens += item.n_tokens
+    return [Chunk(tuple(items[a:b])) for a, b in pairwise([*bounds, len(items)]) if a < b]
+
+
+def _too_large(item: AnyItem, limits: Limits) -> BodyTooLargeError:
+    where = f"items[{item.index}]"
+    return BodyTooLargeError(
+        f"{where} alone may take {item.n_bytes} bytes; a request may have {limits.max_body_bytes}",
+        param=where,
+    )
+
+
+def _json_body(items: Sequence[JsonItem], fields: dict[str, object]) -> bytes:
+    head = json.dumps(fields, separators=(",", ":")).encode()[:-1]
+    return head + b',"items":[' + b",".join(item.body for item in items) + b"]}"
+
+
+def _packed(items: Sequence[AnyItem], fields: dict[str, object]) -> PackedRequest:
+    rows = [item for item in items if not isinstance(item, JsonItem)]
+    token_ids = np.concatenate([item.token_ids for item in rows])
+    int32 = np.iinfo(np.int32)
+    if token_ids.size and int32.min <= token_ids.min() and token_ids.max() <= int32.max:
+        token_ids = token_ids.astype(np.int32)
+    offsets = np.cumsum([0, *(len(item.token_ids) for item in rows)], dtype=np.int64)
+    spans = [item.response_mask for item in rows if isinstance(item, SpanItem)]
+    starts = [item.response_start for item in rows if isinstance(item, TokenItem)]
+    return PackedRequest(
+        token_ids,
+        offsets,
+        np.array(starts, np.int64) if starts else None,
+        np.concatenate(spans) if spans else None,
+        fields,
+    )

@@ -1,0 +1,117 @@
+"""Every setting of `densepath serve`, once: its flag, its variable, its key in a TOML file, its help.
+
+A flag wins over the environment (`DENSEPATH_` and the name in capitals), which wins over the file. Loading
+this module loads neither torch nor the server.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+#: For `typer`: each option of a command is also `DENSEPATH_…` in the environment.
+ENVIRONMENT = {"auto_envvar_prefix": "DENSEPATH"}
+
+
+class Engine(StrEnum):
+    """What computes the log-probabilities."""
+
+    VLLM = "vllm"
+    TRANSFORMERS = "transformers"
+    FAKE = "fake"
+
+
+def _read_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Make a TOML file's values the defaults of this command; an unknown key is an error."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise typer.BadParameter(f"{path} can't be read as TOML: {error}") from error
+    options = {key.replace("-", "_"): value for key, value in values.items()}
+    known = {parameter.name for parameter in context.command.params} - {"config", "help"}
+    if unknown := sorted(options.keys() - known):
+        raise typer.BadParameter(f"{path} has unknown options: {', '.join(unknown)}")
+    context.default_map = options
+    return path
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What `densepath serve` is told."""
+
+    sft: Annotated[Path | None, typer.Option(help="Directory of the SFT checkpoint.")] = None
+    reference: Annotated[Path | None, typer.Option(help="Directory of the reference checkpoint.")] = None
+    demo: Annotated[bool, typer.Option("--demo", help="Build the small demo pair once, then serve it.")] = (
+        False
+    )
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000
+    model_name: Annotated[str, typer.Option(help="Name under which the pair is served.")] = "default"
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with one API key a line; without it every route is open.")
+    ] = None
+    engine: Annotated[
+        Engine, typer.Option(help="vllm; transformers is the slow oracle; the numbers of fake mean nothing.")
+    ] = Engine.VLLM
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is the checkpoint's own.")] = (
+        "auto"
+    )
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Context length in tokens; default: the shorter of the two models'.", min=2),
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="Share of the GPU's memory for weights and cache.", min=0.01, max=1.0)
+    ] = None
+    kv_cache_memory_bytes: Annotated[
+        int | None, typer.Option(help="Size of the KV cache instead of a share; 1 GiB on a CPU.", min=1 << 20)
+    ] = None
+    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs that share each model.", min=1)] = 1
+    distributed_executor_backend: Annotated[
+        str | None, typer.Option(help="How vLLM runs several workers: mp or ray.")
+    ] = None
+    max_queued_tokens: Annotated[
+        int, typer.Option(help="Tokens queued or running before requests are refused with 503.", min=1)
+    ] = 262_144
+    max_items: Annotated[int, typer.Option(help="Items in one request.", min=1)] = 256
+    max_body_bytes: Annotated[int, typer.Option(help="Bytes in one request's body.", min=1)] = 32 << 20
+    drain_seconds: Annotated[
+        float, typer.Option(help="After SIGTERM, how long requests in flight may take.", min=0.0)
+    ] = 30.0
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with these options.", is_eager=True, callback=_read_file, dir_okay=False
+        ),
+    ] = None
+
+
+def takes(settings: type[ServeSettings]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Turn a function of a settings object into one that takes each setting as an option."""
+
+    def decorate(function: Callable[[Any], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            function(settings(**values))
+
+        hints = get_type_hints(settings, include_extras=True)
+        parameters = [
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+            )
+            for f in fields(settings)
+        ]
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__annotations__ = hints
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate

@@ -1,0 +1,10 @@
+"""A small real pair that needs no download: `build` makes it once, `Demo` says where it is and what it does.
+
+Importing this loads neither torch nor transformers; `build` does, where there is something to build.
+"""
+
+from densepath.demo.recipe import Mixture, Recipe
+from densepath.demo.store import Demo, ProgressFn, build, default_directory
+from densepath.demo.task import Example
+
+__all__ = ["Demo", "Example", "Mixture", "ProgressFn", "Recipe", "build", "default_directory"]

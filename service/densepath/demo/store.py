@@ -1,0 +1,127 @@
+"""Where a demo lies, whether it is whole, and building it once however many ask."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from densepath.demo.recipe import Recipe
+from densepath.demo.task import Example
+
+#: Called with the stage's name, and how much of it is done of how much.
+ProgressFn = Callable[[str, int, int], None]
+
+MANIFEST = "manifest.json"
+SFT, REFERENCE_HALF, REFERENCE_BASE = "sft", "reference-half", "reference-base"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo pair on disk. Each checkpoint is a model directory in Hugging Face form, with the tokenizer.
+
+    `examples` are held-out prompts with their right responses; `measurements` is what the builder found.
+    """
+
+    directory: Path
+    sft: Path
+    reference_half: Path  # after half of the SFT's samples
+    reference_base: Path  # before SFT
+    examples: tuple[Example, ...]
+    measurements: Mapping[str, Any]
+
+
+def default_directory(recipe: Recipe | None = None) -> Path:
+    """Where a recipe's demo is: `$XDG_CACHE_HOME/densepath/demo-<recipe hash>`, or under `~/.cache`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "densepath" / f"demo-{(recipe or Recipe()).hash}"
+
+
+def build(directory: Path, progress: ProgressFn, recipe: Recipe | None = None) -> Demo:
+    """The demo in `directory`, built there first where it is missing.
+
+    Two processes may ask at once: the second waits for the first. A build that is stopped, in whatever way,
+    leaves nothing that counts as built. Raises FileExistsError where `directory` holds something else, and
+    OSError where it cannot be written.
+    """
+    recipe, directory = recipe or Recipe(), directory.absolute()
+    if demo := read(directory, recipe):
+        return demo
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(_sibling(directory, "lock")):
+        if demo := read(directory, recipe):
+            return demo
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise FileExistsError("the demo's directory holds something else: it must be empty or not exist")
+        partial = _sibling(directory, "partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _fill(partial, recipe, progress)
+            os.replace(partial, directory)
+            _sync(directory.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    demo = read(directory, recipe)
+    assert demo is not None  # noqa: S101  (it has just been written)
+    return demo
+
+
+def read(directory: Path, recipe: Recipe) -> Demo | None:
+    """The demo that `recipe` built in `directory`, or None where there is no such one."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("recipe_hash") != recipe.hash:
+        return None
+    return Demo(
+        directory=directory,
+        sft=directory / SFT,
+        reference_half=directory / REFERENCE_HALF,
+        reference_base=directory / REFERENCE_BASE,
+        examples=tuple(Example(tuple(e["messages"]), e["response"]) for e in manifest["examples"]),
+        measurements=manifest["measurements"],
+    )
+
+
+def _fill(folder: Path, recipe: Recipe, progress: ProgressFn) -> None:
+    from densepath.demo.builder import build_into
+
+    examples, measurements = build_into(folder, recipe, progress)
+    manifest = {
+        "recipe_hash": recipe.hash,
+        "recipe": asdict(recipe),
+        "examples": [asdict(example) for example in examples],
+        "measurements": measurements,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(folder)
+
+
+def _sibling(directory: Path, kind: str) -> Path:
+    return directory.with_name(f".{directory.name}.{kind}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # The kernel drops the lock with the process, so that a killed build never locks anyone out.
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""An engine without models: log-probabilities from a hash, and a switch for each fault.
+
+The whole service is tested with it in milliseconds, and `densepath serve --engine fake` lets a client be
+developed without a model. Its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from densepath.engine.scorer import Scored
+from densepath.errors import EngineUnavailableError, InternalError
+from densepath.sequences import Sequence
+
+
+@dataclass
+class FakeScorer:
+    """Deterministic in the sequence's ids and positions alone."""
+
+    context_length: int = 4096
+    gate: asyncio.Event | None = None  # when set, a score waits for it
+    non_finite_after_id: int | None = None  # a sequence that holds this id scores NaN
+    raise_on_id: int | None = None  # a sequence that holds this id raises
+    dead: bool = False
+    scored: int = 0
+    cancelled: int = 0
+    started: asyncio.Event = field(default_factory=asyncio.Event)  # the first score has begun
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def score(self, sequence: Sequence) -> Scored:
+        """Pseudo log-probabilities in (-8, 0)."""
+        self.started.set()
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.dead:
+            raise EngineUnavailableError("the engine has died: the service restarts", retry_after=30)
+        if self.raise_on_id is not None and self.raise_on_id in sequence.token_ids_L:
+            raise InternalError("the engine failed on this sequence")
+        self.scored += 1
+        sft_T, reference_T = (self._pseudo(sequence, salt) for salt in (1, 2))
+        if self.non_finite_after_id is not None and self.non_finite_after_id in sequence.token_ids_L:
+            sft_T[-1] = np.nan
+        return Scored(sft_T, reference_T, cached_tokens=0)
+
+    @staticmethod
+    def _pseudo(sequence: Sequence, salt: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        prefix_L = np.cumsum(sequence.token_ids_L * 2654435761 + salt * 40503) % 65521
+        return (-8.0 * (prefix_L[sequence.positions_T] + 1) / 65522).astype(np.float32)
+
+    def alive(self) -> bool:
+        """False once `dead` is switched on."""
+        return not self.dead
+
+    async def close(self) -> None:
+        """Nothing to free."""

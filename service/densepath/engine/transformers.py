@@ -1,0 +1,81 @@
+"""The oracle: both models in plain transformers, fp32, one sequence at a time. Slow, and trusted."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepath.engine.scorer import Scored
+from densepath.errors import EngineUnavailableError
+from densepath.sequences import Sequence
+
+
+class TransformersScorer:
+    """Every row through the whole head, in fp32 with eager attention.
+
+    Eager, because Gemma 2's soft-capped attention is what the model computes, and transformers' default
+    leaves the cap out.
+    """
+
+    def __init__(self, sft: Path, reference: Path, *, context_length: int) -> None:
+        self._directories = (sft, reference)
+        self.context_length = context_length
+        self._models: tuple[Any, ...] = ()
+        self._one_at_a_time = asyncio.Lock()
+
+    def load(self) -> None:
+        """Load both models."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._models = tuple(
+            AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            ).eval()
+            for directory in self._directories
+        )
+
+    def score_now(self, sequence: Sequence) -> Scored:
+        """Score one sequence in this thread."""
+        logp_sft_T, logp_reference_T = (self._logprobs(model, sequence) for model in self._models)
+        return Scored(logp_sft_T, logp_reference_T, cached_tokens=0)
+
+    @staticmethod
+    def _logprobs(model: Any, sequence: Sequence) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            logit_L_V = model(torch.from_numpy(sequence.token_ids_L)[None]).logits[0]
+            logp_L_V = logit_L_V.float().log_softmax(-1)
+            position_T = torch.from_numpy(sequence.positions_T)
+            target_T = torch.from_numpy(sequence.scored_ids_T)
+            logp_T: NDArray[np.float32] = logp_L_V[position_T - 1, target_T].numpy()
+            return logp_T
+
+    async def start(self) -> None:
+        """Load both models off the event loop."""
+        await asyncio.to_thread(self.load)
+
+    async def score(self, sequence: Sequence) -> Scored:
+        """Score one sequence off the event loop; a cancelled call is dropped when its turn comes."""
+        if not self._models:
+            raise EngineUnavailableError("the engine is not running", retry_after=5)
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(self.score_now, sequence)
+
+    def alive(self) -> bool:
+        """Whether both models are loaded."""
+        return bool(self._models)
+
+    async def close(self) -> None:
+        """Free both models."""
+        self._models = ()

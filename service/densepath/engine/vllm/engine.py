@@ -1,0 +1,127 @@
+"""Runs the pair: `VllmScorer` for the service, `OfflineVllm` for a file of sequences in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import uuid
+from collections.abc import Sequence as ListLike
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vllm import LLM
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from densepath.engine.scorer import Scored
+from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.lifetime import mark_children
+from densepath.engine.vllm.plugin import register
+from densepath.engine.vllm.pooler import TASK, pooling_params
+from densepath.errors import EngineUnavailableError, InternalError
+from densepath.sequences import Sequence
+
+
+def _prompt(sequence: Sequence) -> dict[str, list[int]]:
+    """What vLLM runs: nothing after the last scored token can change a score."""
+    return {"prompt_token_ids": sequence.token_ids_L[: sequence.positions_T[-1] + 1].tolist()}
+
+
+def _scored(output: Any, sequence: Sequence) -> Scored:
+    logp_T_2 = output.outputs.data
+    if tuple(logp_T_2.shape) != (len(sequence.positions_T), 2):
+        raise InternalError(
+            f"the engine answered {tuple(logp_T_2.shape)} log-probabilities "
+            f"for {len(sequence.positions_T)} tokens"
+        )
+    columns = logp_T_2.cpu().numpy().astype(np.float32, copy=False)
+    return Scored(columns[:, 0].copy(), columns[:, 1].copy(), int(output.num_cached_tokens or 0))
+
+
+class VllmScorer:
+    """The pair in vLLM's own engine process; vLLM's scheduler is the batcher."""
+
+    def __init__(
+        self,
+        sft: Path,
+        reference: Path,
+        *,
+        checkpoint_dtype: str,
+        context_length: int,
+        options: EngineOptions,
+    ) -> None:
+        self._arguments = engine_arguments(
+            sft, reference, checkpoint_dtype=checkpoint_dtype, context_length=context_length, options=options
+        )
+        self.context_length: int = self._arguments["max_model_len"]
+        self._llm: AsyncLLM | None = None
+
+    async def start(self) -> None:
+        """Start the engine process and load both models; the event loop stays free meanwhile."""
+        register()
+        mark_children()
+        args = AsyncEngineArgs(**self._arguments, disable_log_stats=True, enable_log_requests=False)
+        self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+
+    async def score(self, sequence: Sequence) -> Scored:
+        """Score one sequence; a cancelled call aborts its work in the engine."""
+        if self._llm is None:
+            raise EngineUnavailableError("the engine is not running", retry_after=5)
+        params = pooling_params(sequence.spans())
+        try:
+            async with aclosing(self._llm.encode(_prompt(sequence), params, uuid.uuid4().hex)) as outputs:
+                output = await anext(outputs)  # a pooling request has one output
+        except EngineDeadError as error:
+            raise EngineUnavailableError(
+                "the engine has died: the service restarts", retry_after=30
+            ) from error
+        return _scored(output, sequence)
+
+    def alive(self) -> bool:
+        """Whether the engine process still runs."""
+        return self._llm is not None and not self._llm.errored
+
+    async def close(self) -> None:
+        """End the engine process, also one that is still starting."""
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+            self._llm = None
+        for process in multiprocessing.active_children():
+            process.kill()
+
+
+class OfflineVllm:
+    """The pair without a service: a list of sequences in, in order out."""
+
+    def __init__(
+        self,
+        sft: Path,
+        reference: Path,
+        *,
+        checkpoint_dtype: str,
+        context_length: int,
+        options: EngineOptions,
+        **overrides: Any,  # further vLLM arguments, for benchmarks and tests
+    ) -> None:
+        register()
+        arguments = engine_arguments(
+            sft, reference, checkpoint_dtype=checkpoint_dtype, context_length=context_length, options=options
+        )
+        self.llm = LLM(**(arguments | overrides))
+
+    def score(self, sequences: ListLike[Sequence]) -> list[Scored]:
+        """Score all sequences as one workload."""
+        outputs = self.llm.encode(
+            [_prompt(sequence) for sequence in sequences],
+            pooling_params=[pooling_params(sequence.spans()) for sequence in sequences],
+            pooling_task=TASK,
+            use_tqdm=False,
+        )
+        return [_scored(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)]
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        self.llm.llm_engine.engine_core.shutdown()

@@ -1,0 +1,85 @@
+"""One vLLM model that holds two: `sft` and `reference`, run on the same scheduled batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.compilation.backends import set_model_tag
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.transformers_utils.config import get_config
+
+from densepath.engine.vllm.pooler import PairPooler
+
+REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
+
+
+class DensepathPair(nn.Module):
+    """Wraps whichever `*ForCausalLM` class each checkpoint names; no architecture is spelled out.
+
+    The two may differ in depth, width and architecture; their vocabulary is the same (`pair.py` sees to it).
+    """
+
+    is_pooling_model = True
+    default_seq_pooling_type = "LAST"
+    default_tok_pooling_type = "ALL"
+    attn_type = "decoder"
+    score_type = "bi-encoder"
+    fall_back_to_pt_during_load = False  # safetensors only: a pickle is never opened
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ValueError("the pair runs under tensor parallelism; pipeline parallelism is not supported")
+        model_config = vllm_config.model_config
+        sft_config = model_config.hf_config
+        reference_path = sft_config.densepath_reference
+        reference_config = get_config(reference_path, trust_remote_code=False)
+
+        def build(name: str, config: Any, architectures: list[str]) -> Any:
+            with set_model_tag(f"densepath_{name}"):  # keeps the compiled graphs of the two apart
+                return init_vllm_registered_model(
+                    vllm_config,
+                    prefix=maybe_prefix(prefix, name),
+                    hf_config=config,
+                    architectures=architectures,
+                )
+
+        self.sft: Any = build("sft", sft_config, list(sft_config.densepath_sft_architectures))
+        self.reference: Any = build("reference", reference_config, list(reference_config.architectures))
+        self.secondary_weights = (
+            DefaultModelLoader.Source(reference_path, revision=None, prefix=REFERENCE, fall_back_to_pt=False),
+        )
+        text_config = sft_config.get_text_config()
+        self.pooler = PairPooler(self.sft, self.reference, text_config.hidden_size, text_config.vocab_size)
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """vLLM asks every model for this; the pair is always run from ids."""
+        embedded: torch.Tensor = self.sft.embed_input_ids(input_ids)
+        return embedded
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Any = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`."""
+        return torch.cat((self.sft(input_ids, positions), self.reference(input_ids, positions)), dim=-1)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """The SFT's tensors come first, then the reference's under their prefix."""
+        loaded: set[str] = set()
+        for is_reference, group in itertools.groupby(weights, lambda item: item[0].startswith(REFERENCE)):
+            if is_reference:
+                names = self.reference.load_weights((name.removeprefix(REFERENCE), w) for name, w in group)
+            else:
+                names = self.sft.load_weights(group)
+            loaded |= {f"{'reference' if is_reference else 'sft'}.{name}" for name in names or ()}
+        return loaded

@@ -1,0 +1,13 @@
+"""Tells vLLM of the pair model, in every process that vLLM starts (entry point `vllm.general_plugins`)."""
+
+from densepath.engine.vllm import ARCHITECTURE
+from densepath.engine.vllm.lifetime import end_with_service
+
+
+def register() -> None:
+    """Register the pair model by name; vLLM imports it where it is built."""
+    from vllm import ModelRegistry
+
+    end_with_service()
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, "densepath.engine.vllm.model:DensepathPair")

@@ -1,0 +1,125 @@
+"""Hidden states of both models to log-probabilities of the scored tokens.
+
+Only the rows that predict a scored token pass through a head: logits of prompt rows are never computed, and
+no full `[rows, vocabulary]` table is ever held.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
+from vllm.pooling_params import PoolingParams
+
+TASK = "token_classify"
+#: One chunk of fp32 logits: fits the cache of a CPU, and fills a GPU.
+LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+
+
+def pooling_params(spans: list[int]) -> PoolingParams:
+    """How the scored spans `[start, end, start, end, …]` travel with a request."""
+    return PoolingParams(task=TASK, skip_reading_prefix_cache=False, extra_kwargs={"scored_spans": spans})
+
+
+def scored_spans(params: PoolingParams, length: int) -> list[int]:
+    """The spans of a request; all but the first token where none are given, as in vLLM's dummy run."""
+    spans: list[int] = (params.extra_kwargs or {}).get("scored_spans", [1, length])
+    return spans
+
+
+def rows_between(spans: list[int], start: int, end: int) -> list[tuple[int, int]]:
+    """The runs of positions in `[start, end)` whose hidden state predicts a scored token."""
+    runs = (
+        (max(first - 1, start), min(last - 1, end))
+        for first, last in zip(spans[::2], spans[1::2], strict=True)
+    )
+    return [(low, high) for low, high in runs if low < high]
+
+
+class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
+    """`[rows, hidden_sft + hidden_reference]` to `[T, 2]` float32 for each finished request."""
+
+    def __init__(self, sft: nn.Module, reference: nn.Module, sft_width: int, vocab_size: int) -> None:
+        super().__init__()
+        self._models = (sft, reference)  # a tuple: they are not this module's children
+        self._sft_width = sft_width
+        self._vocab_size = vocab_size
+
+    def get_supported_tasks(self) -> set[str]:
+        """vLLM's name for one output row a token."""
+        return {TASK}
+
+    def get_pooling_updates(self, task: str) -> PoolingParamsUpdate:
+        """Ask for the token ids: they are the targets."""
+        return PoolingParamsUpdate(requires_token_ids=True)
+
+    def forward(self, hidden_states: torch.Tensor, pooling_metadata: Any) -> list[torch.Tensor | None]:
+        """One entry a request: its `[T, 2]` when its last chunk has run, None before."""
+        cursor = pooling_metadata.get_pooling_cursor()
+        scheduled_N = cursor.num_scheduled_tokens_cpu.tolist()
+        seen_N = cursor.seq_lens_cpu.tolist()
+        length_N = pooling_metadata.prompt_lens.tolist()
+        ids_N_L = pooling_metadata.prompt_token_ids_cpu
+        rows: list[torch.Tensor] = []
+        targets: list[torch.Tensor] = []
+        counts_N: list[int] = []
+        offset = 0
+        for i, (scheduled, seen) in enumerate(zip(scheduled_N, seen_N, strict=True)):
+            start = seen - scheduled
+            spans = scored_spans(pooling_metadata.pooling_params[i], length_N[i])
+            # In vLLM's dummy run the matrix of ids can be narrower than the last row.
+            runs = rows_between(spans, start, min(seen, ids_N_L.shape[1] - 1))
+            rows += [torch.arange(offset + low - start, offset + high - start) for low, high in runs]
+            targets += [ids_N_L[i, low + 1 : high + 1] for low, high in runs]
+            counts_N.append(sum(high - low for low, high in runs))
+            offset += scheduled
+        logp_chunks = self._logprobs(hidden_states, rows, targets).split(counts_N)  # type: ignore[no-untyped-call]
+        return [
+            self._gather(pooling_metadata, i, seen_N[i] - scheduled_N[i], logp_chunk, cursor.finished_mask[i])
+            for i, logp_chunk in enumerate(logp_chunks)
+        ]
+
+    def _gather(
+        self, pooling_metadata: Any, i: int, start: int, logp_chunk: torch.Tensor, finished: bool
+    ) -> torch.Tensor | None:
+        """Keep a request's chunks until it is finished."""
+        kept: list[torch.Tensor] = pooling_metadata.pooling_states[i].hidden_states_cache
+        spans = scored_spans(pooling_metadata.pooling_params[i], start)
+        before = sum(high - low for low, high in rows_between(spans, 0, start))
+        have = sum(map(len, kept))
+        if have < before:
+            raise RuntimeError(f"densepath: {before - have} scored rows before position {start} never ran")
+        if have > before:
+            # A preempted request runs again from an earlier position, and vLLM keeps this state across it:
+            # what the replay computes anew must not stand twice.
+            kept[:] = [torch.cat(kept)[:before]]
+        kept.append(logp_chunk)
+        if not finished:
+            return None
+        logp_T_2 = torch.cat(kept)
+        kept.clear()
+        return logp_T_2
+
+    def _logprobs(
+        self, hidden_states: torch.Tensor, rows: list[torch.Tensor], targets: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Log-probabilities of the targets under both models, float32 [R, 2]."""
+        if not rows:
+            return hidden_states.new_empty((0, 2), dtype=torch.float32)
+        row_R = torch.cat(rows).to(hidden_states.device, non_blocking=True)
+        target_R = torch.cat(targets).long().to(hidden_states.device, non_blocking=True)
+        logp_R_2 = torch.empty((len(row_R), 2), dtype=torch.float32, device=hidden_states.device)
+        step = max(32, LOGIT_BYTES.get(hidden_states.device.type, 256 << 20) // (4 * self._vocab_size))
+        widths = (slice(None, self._sft_width), slice(self._sft_width, None))
+        for begin in range(0, len(row_R), step):
+            chunk = slice(begin, begin + step)
+            hidden_C = hidden_states.index_select(0, row_R[chunk])
+            for column, (model, width) in enumerate(zip(self._models, widths, strict=True)):
+                # vLLM runs the head of a pooling model in fp32, whatever the dtype of its weights.
+                logit_C_V = model.compute_logits(hidden_C[:, width]).float()  # type: ignore[operator]
+                target_logit_C = logit_C_V.gather(1, target_R[chunk, None])[:, 0]
+                logp_R_2[chunk, column] = target_logit_C - logit_C_V.logsumexp(-1)
+        return logp_R_2

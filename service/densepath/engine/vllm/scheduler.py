@@ -1,0 +1,28 @@
+"""A scheduler that lets rollouts of one prompt share it, and still computes every scored row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from densepath.engine.vllm.pooler import scored_spans
+
+
+class PairScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped here
+    """Caps the prefix-cache hit before the row that predicts the first scored token.
+
+    The lookup itself is capped. Truncating the result of a full lookup is silently wrong for sliding
+    windows, whose hits hold null blocks.
+    """
+
+    def _get_local_prefix_cache_hit(self, request: Any) -> tuple[Any, int, int, bool]:
+        manager = self.kv_cache_manager
+        if not manager.prefix_cache_lookup_enabled(request):
+            return manager.empty_kv_cache_blocks, 0, 0, False
+        first_scored = scored_spans(request.pooling_params, request.num_tokens)[0]
+        blocks, hit, uncached = manager.coordinator.find_longest_cache_hit(
+            request.block_hashes, first_scored - 1
+        )
+        boundary = hit + uncached if uncached else 0
+        return manager.create_kv_cache_blocks(blocks), hit, boundary, False

@@ -1,0 +1,235 @@
+"""Every error that a client can see: its code, its HTTP status and the builtin that it refines.
+
+    DensepathError
+    ├── InvalidRequestError (ValueError)      422 invalid_request
+    │   ├── MalformedBodyError                400 malformed_body
+    │   ├── BodyTooLargeError                 413 body_too_large
+    │   ├── UnsupportedMediaTypeError         415 unsupported_media_type
+    │   ├── InvalidItemError                  422 invalid_item
+    │   ├── ContextLengthExceededError        422 context_length_exceeded
+    │   └── InvalidPairError                  422 invalid_pair
+    ├── AccessError (PermissionError)
+    │   ├── InvalidApiKeyError                401 invalid_api_key
+    │   └── AdminKeyRequiredError             403 admin_key_required
+    ├── NotFoundError (LookupError)
+    │   ├── ModelNotFoundError                404 model_not_found
+    │   ├── RouteNotFoundError                404 route_not_found
+    │   └── MethodNotAllowedError             405 method_not_allowed
+    ├── ConflictError (RuntimeError)
+    │   ├── ModelVersionMismatchError         409 model_version_mismatch
+    │   └── SwapInProgressError               409 swap_in_progress
+    ├── LateError (TimeoutError)
+    │   ├── RequestTimeoutError               408 request_timeout
+    │   └── DeadlineExceededError             504 deadline_exceeded
+    ├── UnavailableError (ConnectionError)    retryable; each may carry Retry-After
+    │   ├── QuotaExceededError                429 quota_exceeded
+    │   ├── OverloadedError                   503 overloaded
+    │   ├── DrainingError                     503 draining
+    │   └── EngineUnavailableError            503 engine_unavailable
+    ├── NonFiniteScoreError (ArithmeticError) 500 non_finite_score
+    └── InternalError (RuntimeError)          500 internal_error
+
+The service raises them, the wire carries `{"error": {"message", "type", "param", "code"}}`, and the
+client raises the same class again. A message says what is wrong, where, and what would be right; it
+never repeats the input, a traceback, a path of the server or a key.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypedDict
+
+
+class ErrorDetail(TypedDict):
+    """The inside of an error answer, in OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class DensepathError(Exception):
+    """The root of the tree; `param` names the place in the request, as in `items[3].response`."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after  # whole seconds
+
+    def detail(self) -> ErrorDetail:
+        """What stands under `error` in the answer."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+
+class InvalidRequestError(DensepathError, ValueError):
+    """A field is missing, of another type, out of range, or not in the contract."""
+
+    code, status, type = "invalid_request", 422, "invalid_request_error"
+
+
+class MalformedBodyError(InvalidRequestError):
+    """The body is not JSON or not safetensors, or is nested too deep."""
+
+    code, status = "malformed_body", 400
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The body is over the byte limit."""
+
+    code, status = "body_too_large", 413
+
+
+class UnsupportedMediaTypeError(InvalidRequestError):
+    """Another content type, or any content encoding."""
+
+    code, status = "unsupported_media_type", 415
+
+
+class InvalidItemError(InvalidRequestError):
+    """An item that cannot be scored: empty, out of range, of two forms, or too many of them."""
+
+    code = "invalid_item"
+
+
+class ContextLengthExceededError(InvalidRequestError):
+    """A sequence longer than the context length."""
+
+    code = "context_length_exceeded"
+
+
+class InvalidPairError(InvalidRequestError):
+    """Two directories that are not a pair; the reason in words."""
+
+    code = "invalid_pair"
+
+
+class AccessError(DensepathError, PermissionError):
+    """The caller may not do this."""
+
+    type = "authentication_error"
+
+
+class InvalidApiKeyError(AccessError):
+    """Keys are set, and none or a wrong one was sent."""
+
+    code, status = "invalid_api_key", 401
+
+
+class AdminKeyRequiredError(AccessError):
+    """An /admin route with an ordinary key, or where no admin key is set."""
+
+    code, status = "admin_key_required", 403
+
+
+class NotFoundError(DensepathError, LookupError):
+    """No such thing."""
+
+    type = "not_found_error"
+
+
+class ModelNotFoundError(NotFoundError):
+    """Another model name than the served one."""
+
+    code, status = "model_not_found", 404
+
+
+class RouteNotFoundError(NotFoundError):
+    """No such route."""
+
+    code, status = "route_not_found", 404
+
+
+class MethodNotAllowedError(NotFoundError):
+    """The route exists, for another method."""
+
+    code, status = "method_not_allowed", 405
+
+
+class ConflictError(DensepathError, RuntimeError):
+    """The state of the service is another than the request asks for."""
+
+    type = "conflict_error"
+
+
+class ModelVersionMismatchError(ConflictError):
+    """The pinned version is not the served one."""
+
+    code, status = "model_version_mismatch", 409
+
+
+class SwapInProgressError(ConflictError):
+    """Another swap of the pair is running."""
+
+    code, status = "swap_in_progress", 409
+
+
+class LateError(DensepathError, TimeoutError):
+    """Something took too long."""
+
+    type = "timeout_error"
+
+
+class RequestTimeoutError(LateError):
+    """Headers or body come too slowly."""
+
+    code, status = "request_timeout", 408
+
+
+class DeadlineExceededError(LateError):
+    """The request's deadline passed; its work is cancelled."""
+
+    code, status = "deadline_exceeded", 504
+
+
+class UnavailableError(DensepathError, ConnectionError):
+    """Not now; the same request may succeed after `retry_after` seconds."""
+
+
+class QuotaExceededError(UnavailableError):
+    """This key's token quota is used up."""
+
+    code, status, type = "quota_exceeded", 429, "rate_limit_error"
+
+
+class OverloadedError(UnavailableError):
+    """More tokens are queued than can be answered in time."""
+
+    code, status = "overloaded", 503
+
+
+class DrainingError(UnavailableError):
+    """The service is shutting down."""
+
+    code, status = "draining", 503
+
+
+class EngineUnavailableError(UnavailableError):
+    """The engine is starting, or is gone."""
+
+    code, status = "engine_unavailable", 503
+
+
+class NonFiniteScoreError(DensepathError, ArithmeticError):
+    """A log-probability is NaN or infinite; no number of that item is answered."""
+
+    code = "non_finite_score"
+
+
+class InternalError(DensepathError, RuntimeError):
+    """A fault of the service."""
+
+
+def _leaves(cls: type[DensepathError]) -> list[type[DensepathError]]:
+    return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
+
+
+#: code → class. The first class with a code owns it: subclasses come after what they refine.
+BY_CODE: dict[str, type[DensepathError]] = {
+    **{cls.code: cls for cls in reversed(_leaves(DensepathError)) if "code" in vars(cls)},
+    InternalError.code: InternalError,
+}

@@ -1,0 +1,168 @@
+"""From settings to a running service: the pair, the engine, the application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from densepath.config import Engine, ServeSettings
+from densepath.engine.scorer import Scorer
+from densepath.errors import InvalidRequestError
+from densepath.pair import Pair, inspect_pair, load_pair
+
+if TYPE_CHECKING:
+    from densepath.api.service import Service
+    from densepath.client import AsyncClient
+
+
+def serve_pair(settings: ServeSettings, say: Console) -> None:
+    """Serve until SIGTERM."""
+    from densepath.api.app import create_app
+    from densepath.api.server import serve
+    from densepath.telemetry.logs import configure_logs
+
+    configure_logs()
+    service = build_service(settings, say)
+    app = create_app(service, engine=settings.engine.value)
+    say.print(
+        f"loading the pair into the {settings.engine.value} engine: http://{settings.host}:{settings.port}"
+    )
+    asyncio.run(
+        serve(app, service, host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds)
+    )
+
+
+@contextmanager
+def local_client(settings: ServeSettings, say: Console) -> Iterator[tuple[AsyncClient, asyncio.Runner]]:
+    """The service without a socket: a client whose requests go straight into the application."""
+    from densepath.api.app import create_app
+    from densepath.client import AsyncClient
+    from densepath.telemetry.logs import configure_logs
+
+    configure_logs(logging.WARNING)
+    with asyncio.Runner() as runner:
+        service = build_service(settings, say)
+        say.print(f"loading the pair into the {settings.engine.value} engine")
+        runner.run(service.start())
+        app = create_app(service, engine=settings.engine.value)
+        client = AsyncClient("http://densepath", transport=httpx.ASGITransport(app))
+        try:
+            yield client, runner
+        finally:
+            runner.run(client.aclose())
+            runner.run(service.scorer.close())
+
+
+def build_service(settings: ServeSettings, say: Console) -> Service:
+    """The service of the settings, its pair checked and not yet loaded."""
+    from densepath.api.service import ApiKeys, Limits, Service
+    from densepath.sequences import Tokenizer
+
+    pair = read_pair(*directories(settings, say), say)
+    return Service(
+        pair=pair,
+        tokenizer=Tokenizer(load_tokenizer(pair)),
+        scorer=build_scorer(pair, settings),
+        model_name=settings.model_name,
+        limits=Limits(settings.max_items, settings.max_body_bytes, settings.max_queued_tokens),
+        keys=ApiKeys.from_file(settings.api_key_file),
+    )
+
+
+def directories(settings: ServeSettings, say: Console) -> tuple[Path, Path]:
+    """The two checkpoints that the settings name."""
+    if settings.demo and settings.sft is None and settings.reference is None:
+        from densepath.demo.show import build_and_show
+
+        demo = build_and_show(say)
+        return demo.sft, demo.reference_half
+    if settings.demo or settings.sft is None or settings.reference is None:
+        raise InvalidRequestError("give both --sft and --reference, or --demo alone")
+    return settings.sft, settings.reference
+
+
+def read_pair(sft: Path, reference: Path, say: Console) -> Pair:
+    """Check a pair, with a bar while weights are read."""
+    with _bytes_bar(say) as bar:
+        return load_pair(sft, reference, progress=_watch(bar))
+
+
+def show_check(sft: Path, reference: Path, say: Console) -> bool:
+    """Print what `densepath check` found; True for a pair."""
+    with _bytes_bar(say) as bar:
+        found = inspect_pair(sft, reference, progress=_watch(bar))
+    if not isinstance(found, Pair):
+        for problem in found:
+            say.print(f"not a pair: {problem}", markup=False, soft_wrap=True)
+        return False
+    print(f"version         {found.version}")
+    print(f"architectures   {found.architectures[0]}, {found.architectures[1]}")
+    print(f"dtype           {found.dtype}")
+    print(f"vocabulary      {found.vocab_size} ids, {found.embedding_size} rows")
+    print(f"context length  {found.context_length} tokens")
+    print(f"EOS ids         {', '.join(map(str, sorted(found.eos_token_ids)))}")
+    print(f"chat template   {found.chat_template_fingerprint or 'none'}")
+    return True
+
+
+def load_tokenizer(pair: Pair) -> Any:
+    """The tokenizer that both models share."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(pair.sft, trust_remote_code=False, local_files_only=True)
+
+
+def build_scorer(pair: Pair, settings: ServeSettings) -> Scorer:
+    """The engine that was asked for."""
+    context_length = settings.max_model_len or pair.context_length
+    if context_length > pair.context_length:
+        raise InvalidRequestError(
+            f"--max-model-len {context_length} is more than "
+            f"the {pair.context_length} tokens that both models take"
+        )
+    if settings.engine is Engine.FAKE:
+        from densepath.engine.fake import FakeScorer
+
+        return FakeScorer(context_length)
+    if settings.engine is Engine.TRANSFORMERS:
+        from densepath.engine.transformers import TransformersScorer
+
+        return TransformersScorer(pair.sft, pair.reference, context_length=context_length)
+    from densepath.engine.vllm.arguments import EngineOptions
+    from densepath.engine.vllm.engine import VllmScorer
+
+    options = EngineOptions(
+        dtype=settings.dtype,
+        max_model_len=context_length,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        distributed_executor_backend=settings.distributed_executor_backend,
+    )
+    return VllmScorer(
+        pair.sft, pair.reference, checkpoint_dtype=pair.dtype, context_length=context_length, options=options
+    )
+
+
+def _bytes_bar(say: Console) -> Progress:
+    return Progress(
+        TextColumn("reading weights"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=say,
+        transient=True,
+    )
+
+
+def _watch(bar: Progress) -> Any:
+    task = bar.add_task("reading weights", total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)

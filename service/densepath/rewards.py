@@ -1,0 +1,43 @@
+"""The arithmetic of dense rewards: pure functions on arrays, no I/O.
+
+Source: "Beyond Imitation: Recovering Dense Rewards from Demonstrations", arXiv 2510.02493, Eq. 5.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepath.errors import NonFiniteScoreError
+
+Float32 = NDArray[np.float32]
+
+
+def rewards(logp_sft_T: Float32, logp_reference_T: Float32) -> Float32:
+    """r_t = log p_sft(y_t | y_<t) − log p_reference(y_t | y_<t), float32 [T], in nats (Eq. 5).
+
+    Raises NonFiniteScoreError when a log-probability is NaN or infinite: a failed score is never a number.
+    """
+    for name, logp_T in (("sft", logp_sft_T), ("reference", logp_reference_T)):
+        finite_T = np.isfinite(logp_T)
+        if not finite_T.all():
+            raise NonFiniteScoreError(
+                f"the {name} log-probability of scored token {int((~finite_T).argmax())} is not finite, "
+                "so this item has no rewards"
+            )
+    return (logp_sft_T - logp_reference_T).astype(np.float32)
+
+
+def returns(reward_T: Float32, gamma: float) -> Float32:
+    """G_t = r_t + gamma G_{t+1}, float32 [T], summed in float64; gamma 1 is the paper's return-to-go."""
+    return_T = np.empty(len(reward_T), dtype=np.float64)
+    running = 0.0
+    for t in range(len(reward_T) - 1, -1, -1):
+        running = float(reward_T[t]) + gamma * running
+        return_T[t] = running
+    return return_T.astype(np.float32)
+
+
+def total(reward_T: Float32) -> float:
+    """The item's sum, in nats, accumulated in float64."""
+    return float(np.sum(reward_T, dtype=np.float64))

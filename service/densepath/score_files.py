@@ -1,0 +1,160 @@
+"""The formats of `densepath score`: items from JSONL or Parquet, results to JSONL, Parquet or safetensors.
+
+Both sides are read and written in chunks. pyarrow is only needed, and only imported, for Parquet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+
+from densepath.errors import InvalidItemError
+from densepath.wire import pack_answer
+
+Item = dict[str, Any]
+Result = dict[str, Any]
+
+_ROWS = 1024
+_SAFETENSORS_METADATA_BYTES = 90_000_000  # the format's header ends at 100 MB
+_FLOATS = ("rewards", "sft_logprobs", "reference_logprobs", "returns")
+
+
+class ScoreFileError(ValueError):
+    """A file that cannot be read, resumed or written; the message says what to do."""
+
+
+def count_items(source: Path) -> int:
+    """How many items the input has."""
+    if source.suffix == ".parquet":
+        return int(_arrow().parquet.ParquetFile(source).metadata.num_rows)
+    with source.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
+    """The items in order; a line that is no JSON object is an error in its place."""
+    if source.suffix == ".parquet":
+        for batch in _arrow().parquet.ParquetFile(source).iter_batches(batch_size=_ROWS):
+            yield from (_without_nulls(row) for row in batch.to_pylist())
+    else:
+        with source.open("rb") as lines:
+            yield from (_item(line, at) for at, line in enumerate(lines, 1) if line.strip())
+
+
+def write_jsonl(results: Iterable[bytes], target: BinaryIO) -> None:
+    """The lines as they are."""
+    target.writelines(results)
+
+
+def write_parquet(results: Iterable[bytes], target: BinaryIO) -> None:
+    """A row a result; a field that a result does not have is null."""
+    arrow = _arrow()
+    schema = _schema(arrow)
+    rows = (json.loads(line) for line in results)
+    with arrow.parquet.ParquetWriter(target, schema) as writer:
+        while chunk := list(islice(rows, _ROWS)):
+            writer.write_table(arrow.Table.from_pylist(chunk, schema=schema))
+
+
+def write_safetensors(results: Iterable[bytes], target: BinaryIO) -> None:
+    """As the service's safetensors answer: `rewards` and `offsets`, the rest of the results as metadata.
+
+    Raises:
+        ScoreFileError: more metadata than the format holds.
+    """
+    items: list[Result] = []
+    parts: dict[str, list[Any]] = {name: [] for name in _FLOATS}
+    lengths = [0]
+    for line in results:
+        item = json.loads(line)
+        lengths.append(len(item.get("rewards", ())))
+        for name in _FLOATS:
+            if name in item:
+                parts[name].append(np.array(item.pop(name), np.float32))
+        items.append(item)
+    arrays = {name: np.concatenate(part) for name, part in parts.items() if part}
+    arrays.setdefault("rewards", np.zeros(0, np.float32))
+    arrays["offsets"] = np.cumsum(lengths, dtype=np.int64)
+    target.write(pack_answer(arrays, _metadata(items)))
+
+
+WRITERS: dict[str, Callable[[Iterable[bytes], BinaryIO], None]] = {
+    ".jsonl": write_jsonl,
+    ".parquet": write_parquet,
+    ".safetensors": write_safetensors,
+}
+_READABLE = (".jsonl", ".parquet")
+
+
+def check_formats(source: Path, target: Path) -> None:
+    """Refuse suffixes that are not known, and Parquet without pyarrow, before there is work to lose."""
+    if source.suffix not in _READABLE:
+        raise ScoreFileError(f"the input must be one of {', '.join(_READABLE)}")
+    if target.suffix not in WRITERS:
+        raise ScoreFileError(f"the output must be one of {', '.join(WRITERS)}")
+    if ".parquet" in (source.suffix, target.suffix):
+        _arrow()
+
+
+def _item(line: bytes, at: int) -> Item | InvalidItemError:
+    try:
+        item = json.loads(line, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return InvalidItemError(f"line {at} is not JSON")
+    return item if isinstance(item, dict) else InvalidItemError(f"line {at} is not a JSON object")
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def _without_nulls(value: Any) -> Any:
+    # In a table an absent field is null, down to the fields of a message.
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _metadata(items: list[Result]) -> dict[str, object]:
+    versions = [item.pop("model_version") for item in items]
+    text = json.dumps(items)
+    # Within the header it is JSON inside JSON: quotes and backslashes are escaped once more.
+    if len(text) + text.count('"') + text.count("\\") > _SAFETENSORS_METADATA_BYTES:
+        raise ScoreFileError("these results are too many for one .safetensors file: name a .parquet output")
+    return {"object": "rewards", "model_version": versions[0] if versions else None, "items": items}
+
+
+def _schema(arrow: Any) -> Any:
+    text, integers, floats = arrow.string(), arrow.list_(arrow.int64()), arrow.list_(arrow.float32())
+    error = arrow.struct([(name, text) for name in ("message", "type", "param", "code")])
+    return arrow.schema(
+        [
+            ("index", arrow.int64()),
+            ("id", text),
+            ("status", text),
+            *((name, floats) for name in _FLOATS),
+            ("sum", arrow.float64()),
+            ("ended", arrow.bool_()),
+            ("response_token_ids", integers),
+            ("positions", integers),
+            ("tokens", arrow.list_(text)),
+            ("offsets", arrow.list_(integers)),
+            ("error", error),
+            ("model_version", text),
+        ]
+    )
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ScoreFileError("Parquet needs pyarrow: pip install 'densepath[parquet]'") from None
+    return pyarrow

@@ -1,0 +1,175 @@
+"""`Sequence`: token ids and which of them are scored. The one type that the engine takes.
+
+Token ids are the truth. Text is a convenience: `Tokenizer` turns text and chat into the same type,
+each side tokenised on its own and then joined, and the ids go back in the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepath.errors import ContextLengthExceededError, InvalidItemError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One sequence to score.
+
+    `token_ids_L` int64 [L]; `positions_T` int64 [T], ascending, the index in `token_ids_L` of each scored
+    token, every one >= 1 because a token is scored given what comes before it. `offsets_T` are the
+    characters of the response string that each scored token covers (text and chat forms only).
+    """
+
+    token_ids_L: Ids
+    positions_T: Ids
+    offsets_T: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def scored_ids_T(self) -> Ids:
+        """The scored tokens' ids, int64 [T]."""
+        return self.token_ids_L[self.positions_T]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens are context only."""
+        return len(self.token_ids_L) - len(self.positions_T)
+
+    def spans(self) -> list[int]:
+        """The scored positions as flat half-open runs `[start, end, start, end, …]`."""
+        breaks = np.flatnonzero(np.diff(self.positions_T) != 1) + 1
+        runs = np.split(self.positions_T, breaks)
+        return [int(edge) for run in runs for edge in (run[0], run[-1] + 1)]
+
+
+def from_response(prompt_ids: ListLike[int] | Ids, response_ids: ListLike[int] | Ids) -> Sequence:
+    """A prompt and its response: every response token is scored."""
+    if len(prompt_ids) == 0:
+        raise InvalidItemError(
+            "the prompt is empty: at least one token must come before the first scored token", param="prompt"
+        )
+    if len(response_ids) == 0:
+        raise InvalidItemError("the response is empty: at least one token must be scored", param="response")
+    token_ids_L = np.concatenate((_as_ids(prompt_ids), _as_ids(response_ids)))
+    return Sequence(token_ids_L, np.arange(len(prompt_ids), len(token_ids_L)))
+
+
+def from_mask(token_ids: ListLike[int] | Ids, response_mask: ListLike[int] | NDArray[Any]) -> Sequence:
+    """A sequence and a 0/1 mask of the same length: the tokens under the mask are scored."""
+    if len(token_ids) != len(response_mask):
+        raise InvalidItemError(
+            f"response_mask has {len(response_mask)} entries and token_ids has {len(token_ids)}: "
+            "they must be of one length",
+            param="response_mask",
+        )
+    if not set(response_mask) <= {0, 1}:
+        raise InvalidItemError("response_mask holds something else than 0 and 1", param="response_mask")
+    positions_T = np.flatnonzero(np.asarray(response_mask, dtype=np.int64))
+    if len(positions_T) == 0:
+        raise InvalidItemError(
+            "response_mask scores no token: set it to 1 for at least one", param="response_mask"
+        )
+    if positions_T[0] == 0:
+        raise InvalidItemError(
+            "response_mask scores the first token: at least one token must come before it",
+            param="response_mask",
+        )
+    return Sequence(_as_ids(token_ids), positions_T)
+
+
+def _as_ids(token_ids: ListLike[int] | Ids) -> Ids:
+    try:
+        return np.asarray(token_ids, dtype=np.int64)
+    except OverflowError:
+        raise InvalidItemError("a token id is beyond 64 bits", param="token_ids") from None
+
+
+def check(sequence: Sequence, *, vocab_size: int, context_length: int) -> None:
+    """Refuse what the pair cannot score.
+
+    Valid ids are those that the tokenizer has, `0 <= id < vocab_size`: the padded rows of an embedding
+    above it are out of range. A sequence may be exactly as long as the context length.
+    """
+    outside_L = (sequence.token_ids_L < 0) | (sequence.token_ids_L >= vocab_size)
+    if outside_L.any():
+        raise InvalidItemError(
+            f"the token id at index {int(outside_L.argmax())} of the sequence is out of range: "
+            f"ids go from 0 to {vocab_size - 1}",
+            param="token_ids",
+        )
+    if len(sequence.token_ids_L) > context_length:
+        raise ContextLengthExceededError(
+            f"the sequence has {len(sequence.token_ids_L)} tokens and the context length is "
+            f"{context_length}: shorten the prompt or the response"
+        )
+
+
+class Tokenizer:
+    """The pair's tokenizer: text and chat to sequences. Safe to call from several threads."""
+
+    def __init__(self, fast_tokenizer: Any) -> None:
+        self._fast = fast_tokenizer
+        # Read once: `len()` of a Hugging Face tokenizer walks its vocabulary.
+        self.eos_token_id: int | None = fast_tokenizer.eos_token_id
+
+    def from_text(self, prompt: str, response: str, *, append_eos: bool) -> Sequence:
+        """The prompt as the tokenizer does by default, the response without added tokens, then joined."""
+        return self._join(self.encode(prompt), response, append_eos)
+
+    def from_chat(self, messages: list[dict[str, Any]], response: str, *, append_eos: bool) -> Sequence:
+        """The chat template with a generation prompt, tokenised without added tokens, then the response."""
+        return self._join(self.encode(self.render(messages), add_special_tokens=False), response, append_eos)
+
+    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The SFT model's chat template, as text."""
+        if self._fast.chat_template is None:
+            raise InvalidItemError(
+                "this pair's tokenizer has no chat template: send prompt and response, or token ids",
+                param="messages",
+            )
+        try:
+            text = self._fast.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            raise InvalidItemError(
+                f"the chat template refuses these messages ({type(error).__name__}): "
+                "check their roles and contents against the model's template",
+                param="messages",
+            ) from error
+        return str(text)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return list(self._fast(text, add_special_tokens=add_special_tokens)["input_ids"])
+
+    def decode(self, token_ids: ListLike[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(
+            self._fast.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    def token_strings(self, token_ids: ListLike[int]) -> list[str]:
+        """Each token's own text. A token that holds part of a character shows the replacement character."""
+        return [self.decode([token_id]) for token_id in token_ids]
+
+    def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:
+        encoded: Mapping[str, Any] = self._fast(
+            response, add_special_tokens=False, return_offsets_mapping=True
+        )
+        response_ids = list(encoded["input_ids"])
+        offsets = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+        if append_eos:
+            if self.eos_token_id is None:
+                raise InvalidItemError("this pair's tokenizer has no EOS token to append", param="append_eos")
+            response_ids.append(self.eos_token_id)
+            offsets.append((len(response), len(response)))
+        joined = from_response(prompt_ids, response_ids)
+        return Sequence(joined.token_ids_L, joined.positions_T, tuple(offsets))

@@ -1,0 +1,33 @@
+"""Tokens coloured by reward, in a terminal."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from densepath.client.results import Score
+
+#: Blue for tokens that the SFT made likelier than its reference, orange for the others: a pair of hues that
+#: colour-blind readers tell apart. Full colour at this reward, in nats.
+FULL_AT = 2.0
+POSITIVE, NEGATIVE = (33, 102, 172), (230, 97, 1)
+
+
+def reward_text(score: Score) -> Text:
+    """One line: the item's place and sum, then its tokens, each on the colour of its reward."""
+    head = f"{score.index}" if score.id is None else f"{score.index} {score.id}"
+    if score.error is not None:
+        return Text(f"{head}  {score.error.code}: {score.error.message}", style="red")
+    text = Text(f"{head}  sum {score.sum:+.3f}  ", style="dim", end="\n")
+    for token, reward in zip(
+        score.tokens or (), score.reward_T if score.reward_T is not None else (), strict=True
+    ):
+        text.append(token.replace("\n", "⏎"), style=_style(float(reward)))
+    return text
+
+
+def _style(reward: float) -> str:
+    """The hue's share grows with the reward's size: from the page's white to the full colour."""
+    share = min(abs(reward) / FULL_AT, 1.0)
+    hue = POSITIVE if reward > 0 else NEGATIVE
+    red, green, blue = (round(255 + (channel - 255) * share) for channel in hue)
+    return f"{'white' if share > 0.6 else 'black'} on #{red:02x}{green:02x}{blue:02x}"

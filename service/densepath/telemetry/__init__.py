@@ -1,0 +1,1 @@
+"""Every metric with its closed labels, and the log lines."""

@@ -1,0 +1,98 @@
+"""The service's metrics. No label holds what a client sent: routes are templates, the rest enumerations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+TOKEN_EDGES = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SEQUENCE_EDGES = (-100.0, -50.0, -20.0, -10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+SECONDS_EDGES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+# A series a counter that says only when it was made.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class ArrayHistogram(Collector):
+    """A histogram that takes a whole array at once: prometheus_client's takes one value a call.
+
+    Rewards may be negative, so their sum is no counter and is left out, as OpenMetrics has it.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, edges: tuple[float, ...], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation = name, documentation
+        self._edges = np.array(edges)
+        self._counts = np.zeros(len(edges) + 1, dtype=np.int64)
+        registry.register(self)
+
+    def observe(self, values: NDArray[np.float32]) -> None:
+        """Count finite values, any shape."""
+        bucket = np.searchsorted(self._edges, values, side="left")  # a bucket holds its upper edge
+        self._counts += np.bincount(bucket, minlength=len(self._counts))
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What prometheus_client asks of a collector."""
+        family = HistogramMetricFamily(self._name, self._documentation)
+        edges = [*(str(edge) for edge in self._edges), "+Inf"]
+        counts = self._counts.cumsum().tolist()
+        family.add_metric([], list(zip(edges, counts, strict=True)), sum_value=None)
+        family.add_sample(f"{self._name}_count", {}, counts[-1])
+        yield family
+
+
+class Metrics:
+    """One registry, so that several services in one process (tests) don't meet."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "densepath_http_requests",
+            "HTTP requests answered",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "densepath_http_request_duration_seconds",
+            "Time from the request's headers to the end of its answer",
+            ["route"],
+            buckets=SECONDS_EDGES,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "densepath_tokens",
+            "Tokens of answered items: context (prompt), of it from the cache (cached), scored (response)",
+            ["kind"],
+            registry=registry,
+        )
+        self.queued_tokens = Gauge(
+            "densepath_queued_tokens", "Tokens admitted and not yet answered", registry=registry
+        )
+        self.running_sequences = Gauge(
+            "densepath_running_sequences", "Sequences in the engine", registry=registry
+        )
+        self.rejections = Counter(
+            "densepath_rejections",
+            "Requests answered with an error, by its code",
+            ["code"],
+            registry=registry,
+        )
+        self.token_reward = ArrayHistogram(
+            "densepath_token_reward", "Reward of each scored token, in nats", TOKEN_EDGES, registry
+        )
+        self.sequence_reward = ArrayHistogram(
+            "densepath_sequence_reward",
+            "Sum of rewards of each scored sequence, in nats",
+            SEQUENCE_EDGES,
+            registry,
+        )
+        self.pair_info = Gauge(
+            "densepath_pair_info", "The served pair; always 1", ["model", "version"], registry=registry
+        )
+        self.engine_up = Gauge("densepath_engine_up", "1 while the engine can answer", registry=registry)

@@ -1,0 +1,48 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# vLLM's `LLM` runs in this process; its AsyncLLM never does.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+@pytest.fixture(scope="session")
+def pair_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An SFT and a reference directory: two tiny Llamas with one tokenizer. Read only."""
+    from checkpoints import make_checkpoint
+
+    root = tmp_path_factory.mktemp("pair")
+    return make_checkpoint(root / "sft", seed=1), make_checkpoint(root / "reference", seed=2)
+
+
+@pytest.fixture
+def dirs(pair_dirs: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of `pair_dirs` to change or damage."""
+    sft, reference = (shutil.copytree(source, tmp_path / source.name) for source in pair_dirs)
+    return sft, reference
+
+
+_differences: list[tuple[str, float]] = []
+
+
+@pytest.fixture
+def say_difference() -> Callable[[str, float], None]:
+    """Record a largest difference; all of them are printed at the end of the run."""
+    return lambda what, difference: _differences.append((what, difference))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print every largest difference."""
+    if _differences:
+        terminalreporter.section("largest differences from transformers fp32, in nats")
+        for what, difference in _differences:
+            terminalreporter.write_line(f"{difference:.1e}  {what}")

@@ -1,0 +1,113 @@
+"""scripts/setup decides on the engine and the source of torch, and says in words where it cannot go on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from containers.files import ROOT
+
+
+def bash(script: str, *, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs lines of bash behind scripts/common.sh, with `path` before the other programs."""
+    variables = {"PATH": f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"], **environment}
+    lines = f"set -euo pipefail; source scripts/common.sh; {script}"
+    return subprocess.run(
+        ["bash", "-c", lines], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
+
+
+def program(directory: Path, name: str, body: str) -> Path:
+    """Writes an executable that stands in for a real one."""
+    file = directory / name
+    file.write_text(f"#!/bin/sh\n{body}\n")
+    file.chmod(0o755)
+    return file
+
+
+def test_a_gpu_that_answers_is_found(tmp_path: Path) -> None:
+    program(tmp_path, "nvidia-smi", "echo 'GPU 0: a GPU'")
+    assert bash("has_nvidia_gpu", path=tmp_path).returncode == 0
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has a GPU")
+@pytest.mark.parametrize("body", ["exit 9", "echo 'No devices were found'"])
+def test_a_driver_without_a_gpu_is_no_gpu(tmp_path: Path, body: str) -> None:
+    program(tmp_path, "nvidia-smi", body)
+    assert bash("has_nvidia_gpu", path=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("accepts", "links", "source"),
+    [
+        ("--find-links", "/wheels /more", "--find-links /wheels --find-links /more"),
+        ("--torch-backend", "/wheels", "--torch-backend cpu"),
+        ("--torch-backend", "", "--torch-backend cpu"),
+    ],
+)
+def test_torch_comes_from_find_links_else_from_its_own_index(
+    tmp_path: Path, accepts: str, links: str, source: str
+) -> None:
+    uv = program(tmp_path, "uv", f'case "$*" in *{accepts}*) exit 0 ;; esac; exit 1')
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin", "python", "exit 1")  # pip config get, with nothing configured
+    lines = f"UV={uv}; get_find_links {tmp_path}; get_torch_source python3 torch==1+cpu"
+    done = bash(f'{lines}; echo "${{TORCH_SOURCE[*]}}"', PIP_FIND_LINKS=links)
+    assert done.stdout.strip() == source, done.stderr
+
+
+def test_find_links_come_from_pip_settings_where_the_environment_has_none(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin", "python", "echo /configured")
+    done = bash(f'get_find_links {tmp_path}; echo "${{FIND_LINKS[*]}}"')
+    assert done.stdout.strip() == "--find-links /configured", done.stderr
+
+
+def test_without_a_torch_wheel_it_says_what_would_help(tmp_path: Path) -> None:
+    uv = program(tmp_path, "uv", "echo 'no such wheel'; exit 1")
+    done = bash(f"UV={uv}; FIND_LINKS=(); get_torch_source python3 torch==1+cpu")
+    assert done.returncode == 1
+    for word in ("no such wheel", "torch==1+cpu", "PIP_FIND_LINKS", "PyTorch's CPU index"):
+        assert word in done.stderr
+
+
+def test_another_python_is_refused_in_words(tmp_path: Path) -> None:
+    old = program(tmp_path, "python3.9", "exit 1")
+    done = bash("find_python", PYTHON=str(old))
+    assert done.returncode == 1
+    assert "needs Python 3.11 or 3.12" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--engine", "abacus"], ["--engine"], ["--gpu"]])
+def test_a_wrong_option_is_refused_before_anything_is_made(arguments: list[str], tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    command = [str(ROOT / "scripts/setup"), "--venv", str(venv), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "--engine" in done.stderr
+    assert not venv.exists()
+
+
+def test_a_directory_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("precious")
+    command = [str(ROOT / "scripts/setup"), "--engine", "cpu", "--venv", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no virtual environment" in done.stderr
+    assert (tmp_path / "work").read_text() == "precious"
+
+
+@pytest.mark.parametrize("target", ["serve", "check", "test", "bench"])
+def test_each_target_sets_up_what_is_missing(target: str) -> None:
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "scripts/setup"
+
+
+def test_ci_runs_what_people_run() -> None:
+    text = (ROOT / ".ci/run").read_text()
+    assert "for target in setup check test; do" in text
+    assert 'make "$target"' in text

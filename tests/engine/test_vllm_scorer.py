@@ -1,0 +1,76 @@
+"""`VllmScorer`: the pair in vLLM's own engine process, under concurrency, cancellation and death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from densepath.engine.vllm.arguments import EngineOptions
+from densepath.errors import EngineUnavailableError
+
+from .test_vllm_pair import CONTEXT, TOLERANCE, largest_difference, oracle, workload
+
+pytestmark = pytest.mark.engine
+
+
+async def started(sft: Path, reference: Path) -> Any:
+    from densepath.engine.vllm.engine import VllmScorer
+
+    scorer = VllmScorer(
+        sft,
+        reference,
+        checkpoint_dtype="float32",
+        context_length=CONTEXT,
+        options=EngineOptions(kv_cache_memory_bytes=32 << 20),
+    )
+    await scorer.start()
+    return scorer
+
+
+async def test_concurrent_cancelled_and_killed(
+    pair_dirs: tuple[Path, Path], say_difference: Callable[[str, float], None]
+) -> None:
+    """One engine, three lives: all at once, with half of the calls cancelled, and killed."""
+    sequences = workload(300)
+    want = oracle(*pair_dirs, sequences)
+    scorer = await started(*pair_dirs)
+    try:
+        together = await asyncio.gather(*map(scorer.score, sequences))
+        tasks = [asyncio.ensure_future(scorer.score(sequence)) for sequence in sequences]
+        await asyncio.sleep(0.02)  # into the work, so that some are running when they are cancelled
+        for task in tasks[::2]:
+            task.cancel()
+        survivors = await asyncio.gather(*tasks, return_exceptions=True)
+        cancelled = sum(isinstance(result, asyncio.CancelledError) for result in survivors)
+        kept = [(r, w) for r, w in zip(survivors, want, strict=True) if not isinstance(r, BaseException)]
+        again = await asyncio.gather(*map(scorer.score, sequences))
+        difference = max(
+            largest_difference(together, want),
+            largest_difference(*map(list, zip(*kept, strict=True))),
+            largest_difference(again, want),
+        )
+        say_difference(f"engine process, concurrent, {cancelled} cancelled, and again", difference)
+        assert cancelled > 0
+        assert difference <= TOLERANCE
+
+        core = next(
+            p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())
+        )
+        waiting = [asyncio.ensure_future(scorer.score(sequence)) for sequence in sequences]
+        os.kill(core.pid, signal.SIGKILL)
+        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), timeout=30)
+        dead = [result for result in results if isinstance(result, EngineUnavailableError)]
+        assert dead, "who waits for a dead engine is told so"
+        assert not scorer.alive()
+        with pytest.raises(EngineUnavailableError):
+            await scorer.score(sequences[0])
+    finally:
+        await scorer.close()
+    assert scorer.alive() is False

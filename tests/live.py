@@ -1,0 +1,67 @@
+"""A real `densepath serve` in its own process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+STARTED_WITHIN = 240.0  # seconds: a first import of vLLM on two busy cores
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(
+    *options: str | Path, log: Path, env: dict[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the service; it may not be ready yet."""
+    port = free_port()
+    command = [sys.executable, "-m", "densepath", "serve", "--port", str(port), *map(str, options)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(env or {})})
+    return process, f"http://127.0.0.1:{port}"
+
+
+def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Until /readyz answers 200; its log is in the message when it never does."""
+    deadline = time.monotonic() + STARTED_WITHIN
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)  # between two looks at the condition
+    raise AssertionError(f"the service is not ready (exit {process.poll()}):\n{log.read_text()[-4000:]}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """SIGTERM, and the exit status."""
+    process.send_signal(signal.SIGTERM)
+    return process.wait(timeout=60)
+
+
+@contextmanager
+def serving(*options: str | Path, log: Path, env: dict[str, str] | None = None) -> Iterator[str]:
+    """The URL of a service that is ready; it must drain and exit 0 at the end."""
+    process, url = start(*options, log=log, env=env)
+    try:
+        wait_ready(process, url, log)
+        yield url
+        assert stop(process) == 0, log.read_text()[-4000:]
+    finally:
+        process.kill()
+        process.wait()

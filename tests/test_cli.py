@@ -1,0 +1,127 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoints import make_checkpoint
+from damage import set_values
+from densepath import cli
+from densepath.pair import load_pair
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in this process: exit status, standard output, standard error."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["densepath", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_check_prints_the_version(run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
+    status, out, _ = run("check", "--sft", pair_dirs[0], "--reference", pair_dirs[1])
+    assert status == 0
+    assert load_pair(*pair_dirs, cache_dir=tmp_path).version in out
+
+
+def test_check_says_each_problem_in_one_line(run: Run, dirs: tuple[Path, Path]) -> None:
+    (dirs[0] / "model.safetensors").unlink()
+    (dirs[1] / "config.json").write_text("{")
+    status, _, err = run("check", "--sft", dirs[0], "--reference", dirs[1])
+    assert status == 1
+    lines = [line for line in err.splitlines() if line.startswith("not a pair: ")]
+    assert any(line.startswith("not a pair: sft: ") for line in lines)
+    assert any(line.startswith("not a pair: reference: config.json") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_non_finite_weights_are_refused_before_anything_is_loaded(
+    command: str, run: Run, dirs: tuple[Path, Path]
+) -> None:
+    set_values("model.norm.weight", float("nan"), 3)(dirs[1])
+    status, _, err = run(command, "--sft", dirs[0], "--reference", dirs[1])
+    assert status != 0
+    assert "model.norm.weight" in err
+    assert "finite" in err
+
+
+def test_serve_wants_a_pair_or_the_demo(run: Run, pair_dirs: tuple[Path, Path]) -> None:
+    for words in ([], ["--sft", pair_dirs[0]], ["--demo", "--sft", pair_dirs[0]]):
+        status, _, err = run("serve", *words)
+        assert status == 2
+        assert "give both --sft and --reference, or --demo alone" in err
+
+
+def test_serve_refuses_a_context_length_that_a_model_does_not_have(
+    run: Run, pair_dirs: tuple[Path, Path]
+) -> None:
+    status, _, err = run(
+        "serve", "--sft", pair_dirs[0], "--reference", pair_dirs[1], "--max-model-len", "5000"
+    )
+    assert status == 2
+    assert "5000" in err
+    assert "1024" in err
+
+
+def test_score_with_a_pair_in_this_process(run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    items = [
+        {"id": "good", "prompt": "two and two", "response": " is four", "append_eos": True},
+        {"id": "bad", "prompt_token_ids": [1], "response_token_ids": [99999]},
+    ]
+    source.write_text("".join(json.dumps(item) + "\n" for item in items))
+    pair = ("--sft", pair_dirs[0], "--reference", pair_dirs[1], "--engine", "transformers")
+    status, out, err = run("score", source, "-o", output, "--show", *pair)
+    assert status == 1, "an item that failed shows in the exit status"
+    assert "1 scored, 1 failed" in err
+    assert "good" in out
+    good, bad = map(json.loads, output.read_text().splitlines())
+    assert good["status"] == "ok"
+    assert len(good["rewards"]) == len(good["tokens"]) > 0
+    assert bad["error"]["code"] == "invalid_item"
+    assert "rewards" not in bad
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--url", "http://127.0.0.1:1"], "say where the results go"),
+        (["-o", "out.jsonl"], "give --url of a service, or both --sft and --reference"),
+        (["-o", "out.xyz", "--url", "http://127.0.0.1:1"], ".jsonl"),
+    ],
+)
+def test_score_says_what_is_missing(words: list[str], what: str, run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("{}\n")
+    status, _, err = run("score", source, *words)
+    assert status == 2
+    assert what in err
+
+
+@pytest.mark.engine
+def test_scores_that_overflow_are_errors_in_the_real_engine(
+    run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Every weight is finite, and the logits are not."""
+    sft = make_checkpoint(tmp_path / "sft", seed=1)
+    set_values("model.norm.weight", 3e38, 64)(sft)
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt_token_ids": [7, 8, 9], "response_token_ids": [10, 11]}) + "\n")
+    status, _, _ = run("score", source, "-o", output, "--sft", sft, "--reference", pair_dirs[1])
+    assert status == 1
+    (result,) = map(json.loads, output.read_text().splitlines())
+    assert result["error"]["code"] == "non_finite_score"
+    assert not {"rewards", "sum", "sft_logprobs", "reference_logprobs", "returns"} & result.keys()
