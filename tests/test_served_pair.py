@@ -182,3 +182,24 @@ def test_kill_9_leaves_no_process_and_a_restart_scores_the_same(
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_dead_engine_ends_the_service(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process, url = start("--sft", pair_dirs[0], "--reference", pair_dirs[1], *SMALL, log=log)
+    try:
+        wait_ready(process, url, log)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for child in children:
+            if "EngineCore" in " ".join(child.cmdline()):
+                child.kill()
+        answer = httpx.post(f"{url}/v1/rewards", json={"items": [ITEMS["tokens"]]}, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert httpx.get(f"{url}/livez").status_code == 503
+        assert process.wait(timeout=60) != 0, "whatever supervises the service starts it anew"
+        _, orphans = psutil.wait_procs(children, timeout=30)
+        assert not orphans
+    finally:
+        process.kill()
+        process.wait()

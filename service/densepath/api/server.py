@@ -14,11 +14,16 @@ from fastapi import FastAPI
 
 from densepath.api.protocol import BoundedProtocol
 from densepath.api.service import Phase, Service
+from densepath.errors import EngineUnavailableError
 
 #: After the drain bound, for answers that say so to reach their clients.
 LAST_WORDS_SECONDS = 1.0
 #: After that, for clients that read their answers slowly.
 SLOW_READER_SECONDS = 2
+
+#: Between two looks at the engine, and from its death to the end of the process, for others to see it.
+DEATH_LOOK_SECONDS = 0.5
+DEATH_SECONDS = 3.0
 
 log = structlog.get_logger()
 
@@ -55,32 +60,48 @@ async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_s
     """Load the pair while /livez already answers, serve until SIGTERM or SIGINT, drain, and return.
 
     Draining: readiness drops at once, what is in flight is finished within `drain_seconds`, what is left
-    then is answered 503 `draining`. A second signal ends the wait.
+    then is answered 503 `draining`. A second signal ends the wait. Raises EngineUnavailableError when the
+    engine has died: only a new process helps (docs/decisions/0004).
     """
     server = build_server(app, host, port)
     async with _signals() as signals:
         running = asyncio.ensure_future(server.serve())
         loading = asyncio.ensure_future(service.start())
         asked = asyncio.ensure_future(signals.get())
+        died = asyncio.ensure_future(_engine_death(service))
         await asyncio.wait({running, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if loading.done():
                 loading.result()  # a pair that can't be loaded ends the process, with its reason
-                await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({running, asked, died}, return_when=asyncio.FIRST_COMPLETED)
             elif asked.done():
                 log.info("stopped_while_loading")
                 await service.scorer.close()
                 os._exit(0)  # the thread that starts the engine can't be cancelled
             if asked.done():
                 await _drain(service, signals, drain_seconds)
+            elif died.done():
+                log.error("engine_died", seconds_until_exit=DEATH_SECONDS)
+                await asyncio.wait(
+                    {running, asked}, timeout=DEATH_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                raise EngineUnavailableError("the engine has died: see the log above for its last words")
         finally:
             service.phase = Phase.DRAINING
-            for task in (loading, asked):
+            for task in (loading, asked, died):
                 task.cancel()
             server.should_exit = True
-            await asyncio.gather(running, loading, asked, return_exceptions=True)
+            await asyncio.gather(running, loading, asked, died, return_exceptions=True)
             await service.scorer.close()
     running.result()
+
+
+async def _engine_death(service: Service) -> None:
+    """Return when the engine of a loaded pair is gone; looked for, since it may die with nobody waiting."""
+    while True:
+        await asyncio.sleep(DEATH_LOOK_SECONDS)
+        if not service.alive():
+            return
 
 
 async def _drain(service: Service, signals: asyncio.Queue[int], drain_seconds: float) -> None:

@@ -25,6 +25,10 @@ from densepath.errors import EngineUnavailableError, InternalError
 from densepath.sequences import Sequence
 
 
+def _gone() -> EngineUnavailableError:
+    return EngineUnavailableError("the engine is not running: the service restarts", retry_after=30)
+
+
 def _prompt(sequence: Sequence) -> dict[str, list[int]]:
     """What vLLM runs: nothing after the last scored token can change a score."""
     return {"prompt_token_ids": sequence.token_ids_L[: sequence.positions_T[-1] + 1].tolist()}
@@ -39,6 +43,10 @@ def _scored(output: Any, sequence: Sequence) -> Scored:
         )
     columns = logp_T_2.cpu().numpy().astype(np.float32, copy=False)
     return Scored(columns[:, 0].copy(), columns[:, 1].copy(), int(output.num_cached_tokens or 0))
+
+
+#: Between two looks at whether the engine is alive.
+DEATH_LOOK_SECONDS = 0.5
 
 
 class VllmScorer:
@@ -57,7 +65,7 @@ class VllmScorer:
             sft, reference, checkpoint_dtype=checkpoint_dtype, context_length=context_length, options=options
         )
         self.context_length: int = self._arguments["max_model_len"]
-        self._llm: AsyncLLM | None = None
+        self._llm: Any = None  # an AsyncLLM once started
 
     async def start(self) -> None:
         """Start the engine process and load both models; the event loop stays free meanwhile."""
@@ -65,20 +73,37 @@ class VllmScorer:
         mark_children()
         args = AsyncEngineArgs(**self._arguments, disable_log_stats=True, enable_log_requests=False)
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        self._death = asyncio.ensure_future(self._until_dead())
 
     async def score(self, sequence: Sequence) -> Scored:
         """Score one sequence; a cancelled call aborts its work in the engine."""
-        if self._llm is None:
-            raise EngineUnavailableError("the engine is not running", retry_after=5)
-        params = pooling_params(sequence.spans())
+        if not self.alive():
+            raise _gone()
+        work = asyncio.ensure_future(self._encode(sequence))
         try:
-            async with aclosing(self._llm.encode(_prompt(sequence), params, uuid.uuid4().hex)) as outputs:
-                output = await anext(outputs)  # a pooling request has one output
+            await asyncio.wait({work, self._death}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise _gone()
+            return work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _encode(self, sequence: Sequence) -> Scored:
+        params = pooling_params(sequence.spans())
+        outputs = self._llm.encode(_prompt(sequence), params, uuid.uuid4().hex)
+        try:
+            async with aclosing(outputs):
+                return _scored(await anext(outputs), sequence)  # a pooling request has one output
         except EngineDeadError as error:
-            raise EngineUnavailableError(
-                "the engine has died: the service restarts", retry_after=30
-            ) from error
-        return _scored(output, sequence)
+            raise _gone() from error
+
+    async def _until_dead(self) -> None:
+        """Return when the engine is gone. vLLM leaves a call waiting that comes just after the death."""
+        while True:
+            await asyncio.sleep(DEATH_LOOK_SECONDS)
+            if not self.alive():
+                return
 
     def alive(self) -> bool:
         """Whether the engine process still runs."""
@@ -87,6 +112,7 @@ class VllmScorer:
     async def close(self) -> None:
         """End the engine process, also one that is still starting."""
         if self._llm is not None:
+            self._death.cancel()
             await asyncio.to_thread(self._llm.shutdown)
             self._llm = None
         for process in multiprocessing.active_children():
