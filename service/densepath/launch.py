@@ -83,7 +83,7 @@ def directories(settings: ServeSettings, say: Console) -> tuple[Path, Path]:
         from densepath.demo.show import build_and_show
 
         demo = build_and_show(say)
-        return demo.sft, demo.reference_half
+        return demo.sft, demo.reference_base  # the clearer signal of the two, by its own table
     if settings.demo or settings.sft is None or settings.reference is None:
         raise InvalidRequestError("give both --sft and --reference, or --demo alone")
     return settings.sft, settings.reference

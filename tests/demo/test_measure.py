@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from densepath.demo.measure import locate_wrong_token
+from densepath.demo.measure import locate_wrong_token, share_above
 
 
 def _scores(*rows: list[float]) -> list[np.ndarray]:
@@ -63,3 +63,10 @@ def test_interval_resamples_responses_not_tokens():
 def test_refuses(rows, wrong, message):
     with pytest.raises(ValueError, match=message):
         locate_wrong_token(_scores(*rows), wrong)
+
+
+def test_share_above_counts_pairs_of_one_index():
+    found = share_above(np.array([1.0, 2, 3, 4]), np.array([0.0, 2, 9, 3]))
+    assert found.share == 2.5 / 4
+    assert found.interval[0] < found.share < found.interval[1]
+    assert share_above(np.ones(3), np.zeros(3)).interval == (1, 1)

@@ -87,7 +87,7 @@ def test_examples_and_measurements(demo):
     assert example.response == OPERATIONS[operation](word)
     found = demo.measurements
     assert set(found["exact_match"]) == {"sft", "reference-half", "reference-base"}
-    assert len(found["wrong_token"]) == 5
+    assert len(found["wrong_token"]) == len(found["right_above_other"]) == 5
     assert found["sft"]["half_samples"] * 2 == found["sft"]["samples"]
     assert found["parameters"] > 0
 
@@ -139,8 +139,9 @@ def test_killed_build_leaves_nothing_that_counts(tmp_path):
     directory = tmp_path / "demo"
     # The last moment before the folder is renamed: everything has been written under the partial name.
     script = (
-        "import os, pathlib, signal, sys; from densepath.demo import store, builder\n"
-        "builder.build_into = lambda folder, recipe, progress: ([], {})\n"
+        "import os, pathlib, signal, sys, types; from densepath.demo import store\n"
+        "builder = types.SimpleNamespace(build_into=lambda folder, recipe, progress: ([], {}))\n"
+        "sys.modules['densepath.demo.builder'] = builder\n"
         "store.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.build(pathlib.Path(sys.argv[1]), lambda *a: None)\n"
     )

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from densepath.demo.recipe import Mixture, Recipe
-from densepath.demo.task import HELD_OUT_WORDS, OPERATIONS, corrupt, draw, held_out
+from densepath.demo.task import HELD_OUT_WORDS, OPERATIONS, another_operation, corrupt, draw, held_out
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,16 @@ def test_corrupt_changes_one_letter_of_the_same_case():
         response, index = corrupt(right, rng)
         assert [i for i in range(6) if response[i] != right[i]] == [index]
         assert response[index].isupper() == right[index].isupper()
+
+
+def test_another_operation_is_never_the_right_one():
+    rng = random.Random(0)
+    for example in held_out(360, rng):
+        wrong = another_operation(example, rng)
+        word = example.messages[0]["content"].split(": ")[1]
+        assert wrong.messages == example.messages
+        assert wrong.response != example.response
+        assert wrong.response in {operate(word) for operate in OPERATIONS.values()}
 
 
 def test_held_out_words_are_never_drawn():

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
-from densepath.demo.measure import locate_wrong_token
+from densepath.demo.evaluation import evaluate
 from densepath.demo.recipe import Recipe
-from densepath.demo.scoring import exact_match, response_logprobs
 from densepath.demo.store import REFERENCE_BASE, REFERENCE_HALF, SFT, ProgressFn
-from densepath.demo.task import Example, corrupt, held_out
+from densepath.demo.task import Example, held_out
 from densepath.demo.tokenizer import make_tokenizer
-from densepath.demo.training import Sft, Weights, fine_tune, make_model, pretrain
+from densepath.demo.training import Sft, fine_tune, make_model, pretrain
 
-#: More threads save little on matrices this small, and cost much where the cores are busy; and the order of a
-#: sum, so the last bit of a weight, would hang on how many there are.
+#: The order of a sum, so the last bit of a weight, would hang on how many there are. On busy cores threads
+#: wait for each other: with two, a tiny build took 14 s where one took 0.6 s.
 _THREADS = 1
 
 
 def build_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> tuple[list[Example], dict[str, Any]]:
     """Write the three checkpoints under `folder`. Returns the held-out examples and the measurements.
 
-    Everything random comes from `recipe.seed`, and the same machine writes the same bits. Torch
-    has one thread meanwhile; its global generator is left as it was.
+    Everything random comes from `recipe.seed`, and the same machine writes the same bits. Torch has one
+    thread meanwhile; its global generator is left as it was.
     """
     tokenizer = make_tokenizer()
     seconds: dict[str, float] = {}
@@ -53,50 +50,13 @@ def build_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> tuple[list
             tokenizer.save_pretrained(folder / name)
         examples = held_out(recipe.held_out, random.Random(f"held out {recipe.seed}"))  # noqa: S311
         with _timed("measuring", seconds):
-            found = measure(model, weights, examples, tokenizer, recipe, partial(progress, "measuring"))
+            found = evaluate(model, weights, examples, tokenizer, recipe, partial(progress, "measuring"))
     return examples, {
         "parameters": model.num_parameters(),
         "seconds": seconds,
         "sft": _describe(sft, recipe),
         **found,
     }
-
-
-def measure(
-    model: LlamaForCausalLM,
-    weights: Mapping[str, Weights],
-    examples: Sequence[Example],
-    tokenizer: Any,
-    recipe: Recipe,
-    progress: Any,
-) -> dict[str, Any]:
-    """Exact match of the three checkpoints, and how well each score finds one wrong token put in.
-
-    In every held-out right response one letter is replaced by another. Scores: minus the reward against
-    either reference, and minus the log-probability under each model alone.
-    """
-    rng = random.Random(f"corruption {recipe.seed}")  # noqa: S311
-    corrupted, wrong_N = [], []
-    for example in examples:
-        response, index = corrupt(example.response, rng)
-        corrupted.append(Example(example.messages, response))
-        wrong_N.append(index)  # a token a letter
-    match, logp = {}, {}
-    for done, (name, of_model) in enumerate(weights.items()):
-        progress(done, len(weights) + 1)
-        model.load_state_dict(of_model)
-        match[name] = {
-            "sampled": exact_match(model, examples, tokenizer, sample=True, seed=recipe.seed),
-            "greedy": exact_match(model, examples, tokenizer, sample=False),
-        }
-        logp[name] = response_logprobs(model, corrupted, tokenizer)
-    progress(len(weights), len(weights) + 1)
-    score = {f"-log p_{name}": [-logp_T for logp_T in logp_N_T] for name, logp_N_T in logp.items()}
-    for name in (REFERENCE_HALF, REFERENCE_BASE):
-        score[f"-r_t, {name}"] = [b - a for a, b in zip(logp[SFT], logp[name], strict=True)]
-    located = {name: asdict(locate_wrong_token(score_N_T, wrong_N)) for name, score_N_T in score.items()}
-    progress(len(weights) + 1, len(weights) + 1)
-    return {"exact_match": match, "wrong_token": located}
 
 
 def _describe(sft: Sft, recipe: Recipe) -> dict[str, float]:

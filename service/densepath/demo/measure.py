@@ -51,8 +51,7 @@ def locate_wrong_token(
     )
     highest_N = np.array([_is_highest(s, w) for s, w in zip(score_N_T, wrong_N, strict=True)], dtype=float)
 
-    rng = np.random.default_rng(seed)
-    count_R_N = rng.multinomial(len(wrong_N), np.full(len(wrong_N), 1 / len(wrong_N)), size=resamples)
+    count_R_N = _resample(len(wrong_N), resamples, seed)
     one_N = np.ones(len(wrong_N), dtype=np.int64)
     return Located(
         whole.auroc(one_N),
@@ -62,6 +61,26 @@ def locate_wrong_token(
         float(highest_N.mean()),
         _interval((count_R_N @ highest_N / len(wrong_N)).tolist()),
     )
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of responses, with its 95 % interval from resampled responses."""
+
+    share: float
+    interval: Interval
+
+
+def share_above(right_N: Floats, wrong_N: Floats, *, resamples: int = 1000, seed: int = 0) -> Share:
+    """How often `right_N` is above the `wrong_N` of the same index; both float [N]. A tie counts half."""
+    above_N = (right_N > wrong_N) + (right_N == wrong_N) / 2
+    count_R_N = _resample(len(above_N), resamples, seed)
+    return Share(float(above_N.mean()), _interval((count_R_N @ above_N / len(above_N)).tolist()))
+
+
+def _resample(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    """How often each of `size` responses is drawn, int64 [resamples, size]; each row sums to `size`."""
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
 
 
 class _Tokens:

@@ -48,7 +48,7 @@ class Recipe:
     validation_demonstrations: int = 256
     sft_batch: int = 64
     sft_rate: float = 1e-4
-    sft_steps: int = 400  # at most
+    sft_steps: int = 480  # at most
     validate_every: int = 8  # steps; even, so that half of the kept steps has a snapshot
     patience: int = 6  # validations without a new minimum before SFT stops
 

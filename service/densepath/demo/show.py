@@ -11,6 +11,13 @@ from rich.table import Table
 
 from densepath.demo.store import Demo, build, default_directory
 
+_LEGEND = (
+    "AUROC: the chance that a wrong token scores higher than a right one, both drawn over all responses' "
+    "tokens, EOS included. Before: of the right tokens, only those before their response's wrong one count. "
+    "Highest: the share of responses in which the wrong token scores highest. In brackets: 95 % intervals, "
+    "responses resampled."
+)
+
 
 def build_and_show(console: Console) -> Demo:
     """The default demo, built with a bar a stage where it is missing; prints its measurements."""
@@ -41,12 +48,8 @@ def show(demo: Demo, console: Console) -> None:
     )
     console.print(_match_table(found["exact_match"], len(demo.examples)))
     console.print(_wrong_token_table(found["wrong_token"], len(demo.examples)))
-    console.print(
-        "AUROC: the chance that a wrong token scores higher than a right one, both drawn over all responses' "
-        "tokens, EOS included. Before: only right tokens before the wrong one of their response are counted. "
-        "Highest: the share of responses in which the wrong token scores highest. In brackets: 95 % "
-        "intervals from resampled responses."
-    )
+    console.print(_above_table(found["right_above_other"], len(demo.examples)))
+    console.print(_LEGEND)
 
 
 def _match_table(match: Mapping[str, Mapping[str, float]], count: int) -> Table:
@@ -58,11 +61,20 @@ def _match_table(match: Mapping[str, Mapping[str, float]], count: int) -> Table:
 
 def _wrong_token_table(wrong_token: Mapping[str, Mapping[str, Any]], count: int) -> Table:
     title = f"Which token is the wrong one? {count} held-out answers, one letter replaced in each"
-    table = Table("score", "AUROC", "AUROC, before", "highest", title=title)
+    table = Table("minus", "AUROC", "AUROC, before", "highest", title=title)
     for name, found in wrong_token.items():
-        cells = (
-            f"{found[key]:.3f} [{found[key + '_interval'][0]:.3f}, {found[key + '_interval'][1]:.3f}]"
-            for key in ("auroc", "auroc_up_to", "share_highest")
-        )
-        table.add_row(name, *cells)
+        keys = ("auroc", "auroc_up_to", "share_highest")
+        table.add_row(name, *(_cell(found[key], found[key + "_interval"]) for key in keys))
     return table
+
+
+def _above_table(above: Mapping[str, Mapping[str, Any]], count: int) -> Table:
+    title = f"Is the right answer's sum above another operation's answer? {count} held-out prompts"
+    table = Table("sum of", "share", title=title)
+    for name, found in above.items():
+        table.add_row(name, _cell(found["share"], found["interval"]))
+    return table
+
+
+def _cell(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -84,6 +84,13 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, int]:
     return response[:index] + wrong + response[index + 1 :], index
 
 
+def another_operation(right: Example, rng: random.Random) -> Example:
+    """The same prompt, answered with another operation; never with the right response."""
+    word = right.messages[-1]["content"].rpartition(" ")[2]
+    answers = {operate(word) for operate in OPERATIONS.values()} - {right.response}
+    return Example(right.messages, rng.choice(sorted(answers)))
+
+
 def held_out(count: int, rng: random.Random) -> list[Example]:
     """`count` different examples with right answers, of words that no training example holds."""
     every = [example(operation, word) for word in sorted(HELD_OUT_WORDS) for operation in OPERATIONS]
