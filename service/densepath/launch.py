@@ -27,17 +27,27 @@ def serve_pair(settings: ServeSettings, say: Console) -> None:
     """Serve until SIGTERM."""
     from densepath.api.app import create_app
     from densepath.api.server import serve
+    from densepath.demo.welcome import welcome
     from densepath.telemetry.logs import configure_logs
 
     configure_logs()
     service = build_service(settings, say)
     app = create_app(service, engine=settings.engine.value)
-    say.print(
-        f"loading the pair into the {settings.engine.value} engine: http://{settings.host}:{settings.port}"
-    )
-    asyncio.run(
-        serve(app, service, host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds)
-    )
+    url = f"http://{settings.host}:{settings.port}"
+    say.print(f"loading the pair into the {settings.engine.value} engine: {url}")
+
+    async def run() -> None:
+        showing = asyncio.ensure_future(welcome(app, service, url, say)) if settings.demo else None
+        try:
+            await serve(
+                app, service, host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds
+            )
+        finally:
+            if showing is not None:
+                showing.cancel()
+                await asyncio.gather(showing, return_exceptions=True)
+
+    asyncio.run(run())
 
 
 @contextmanager

@@ -16,7 +16,8 @@ Float32 = NDArray[np.float32]
 def rewards(logp_sft_T: Float32, logp_reference_T: Float32) -> Float32:
     """r_t = log p_sft(y_t | y_<t) − log p_reference(y_t | y_<t), float32 [T], in nats (Eq. 5).
 
-    Raises NonFiniteScoreError when a log-probability is NaN or infinite: a failed score is never a number.
+    Raises NonFiniteScoreError when a log-probability is NaN or infinite, or so large that rewards or their
+    returns would be: a failed score is never a number.
     """
     for name, logp_T in (("sft", logp_sft_T), ("reference", logp_reference_T)):
         finite_T = np.isfinite(logp_T)
@@ -25,7 +26,11 @@ def rewards(logp_sft_T: Float32, logp_reference_T: Float32) -> Float32:
                 f"the {name} log-probability of scored token {int((~finite_T).argmax())} is not finite, "
                 "so this item has no rewards"
             )
-    return (logp_sft_T - logp_reference_T).astype(np.float32)
+    with np.errstate(over="ignore"):
+        reward_T = (logp_sft_T - logp_reference_T).astype(np.float32)
+    if np.sum(np.abs(reward_T), dtype=np.float64) > np.finfo(np.float32).max:  # no return is larger than that
+        raise NonFiniteScoreError("the rewards are beyond float32, so this item has none")
+    return reward_T
 
 
 def returns(reward_T: Float32, gamma: float) -> Float32:

@@ -148,7 +148,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
-        return list(self._fast(text, add_special_tokens=add_special_tokens)["input_ids"])
+        return list(self._fast(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def decode(self, token_ids: ListLike[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -162,7 +162,7 @@ class Tokenizer:
 
     def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:
         encoded: Mapping[str, Any] = self._fast(
-            response, add_special_tokens=False, return_offsets_mapping=True
+            response, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         response_ids = list(encoded["input_ids"])
         offsets = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]

@@ -12,8 +12,11 @@ FULL_AT = 2.0
 POSITIVE, NEGATIVE = (33, 102, 172), (230, 97, 1)
 
 
-def reward_text(score: Score) -> Text:
-    """One line: the item's place and sum, then its tokens, each on the colour of its reward."""
+def reward_text(score: Score, *, numbers: bool = False) -> Text:
+    """One line: the item's place and sum, then its tokens, each on the colour of its reward.
+
+    With `numbers`, each token is followed by its reward.
+    """
     head = f"{score.index}" if score.id is None else f"{score.index} {score.id}"
     if score.error is not None:
         return Text(f"{head}  {score.error.code}: {score.error.message}", style="red")
@@ -22,6 +25,8 @@ def reward_text(score: Score) -> Text:
         score.tokens or (), score.reward_T if score.reward_T is not None else (), strict=True
     ):
         text.append(token.replace("\n", "⏎"), style=_style(float(reward)))
+        if numbers:
+            text.append(f" {reward:+.2f}  ")
     return text
 
 

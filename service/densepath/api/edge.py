@@ -18,11 +18,13 @@ from densepath.api.service import Service
 from densepath.errors import (
     BodyTooLargeError,
     DensepathError,
+    DrainingError,
     InternalError,
     InvalidApiKeyError,
     MalformedBodyError,
     MethodNotAllowedError,
     RouteNotFoundError,
+    UnavailableError,
     UnsupportedMediaTypeError,
 )
 
@@ -164,11 +166,12 @@ class _Exchange:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
-        if error.retry_after is not None:
-            headers.append((b"retry-after", str(error.retry_after).encode()))
+        retry_after = error.retry_after or (1 if isinstance(error, UnavailableError) else None)
+        if retry_after is not None:
+            headers.append((b"retry-after", str(retry_after).encode()))
         if isinstance(error, InvalidApiKeyError):
             headers.append((b"www-authenticate", b"Bearer"))
-        if error.status in (400, 408, 413, 415):
-            # The rest of the body is unread: this connection can't carry another request.
+        if error.status in (400, 408, 413, 415) or isinstance(error, DrainingError):
+            # The rest of the body is unread, or the next request belongs to another replica.
             headers.append((b"connection", b"close"))
         return headers

@@ -87,6 +87,7 @@ class Service:
         self.in_flight = 0  # requests that are being answered, health probes left out
         self.idle = asyncio.Event()
         self.idle.set()
+        self.loaded = asyncio.Event()
         self.out_of_time = asyncio.Event()  # set when the drain bound is over
         self.metrics.queued_tokens.set_function(lambda: self.budget.queued_tokens)
         self.metrics.engine_up.set_function(
@@ -99,6 +100,7 @@ class Service:
         await self.scorer.start()
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
+        self.loaded.set()
         log.info("ready", model=self.model_name, model_version=self.pair.version)
 
     @contextmanager

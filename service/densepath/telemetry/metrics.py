@@ -35,7 +35,7 @@ class ArrayHistogram(Collector):
     def observe(self, values: NDArray[np.float32]) -> None:
         """Count finite values, any shape."""
         bucket = np.searchsorted(self._edges, values, side="left")  # a bucket holds its upper edge
-        self._counts += np.bincount(bucket, minlength=len(self._counts))
+        self._counts += np.bincount(bucket.ravel(), minlength=len(self._counts))
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """What prometheus_client asks of a collector."""

@@ -29,3 +29,5 @@ def cpu_build() -> bool:
 if cpu_build():
     # Compiling takes a minute at every first start and gains little on a CPU.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # vLLM's CPU build walks torch's deprecated names at every start, in each of its processes.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:vllm.triton_utils.dispatcher")

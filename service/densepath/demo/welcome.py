@@ -1,0 +1,32 @@
+"""What `densepath serve --demo` prints once it is ready: two answers to one prompt, token by token."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+from fastapi import FastAPI
+from rich.console import Console
+
+from densepath.api.service import Service
+from densepath.client import AsyncClient
+from densepath.show import reward_text
+
+PROMPT = "reverse: planet"
+RIGHT, WRONG = "tenalp", "tenxlp"
+
+
+async def welcome(app: FastAPI, service: Service, url: str, say: Console) -> None:
+    """Wait until the pair is loaded, score both answers through the application, and print them."""
+    await service.loaded.wait()
+    messages = [{"role": "user", "content": PROMPT}]
+    items = [{"messages": messages, "response": response, "append_eos": True} for response in (RIGHT, WRONG)]
+    async with AsyncClient("http://densepath", transport=httpx.ASGITransport(app)) as client:
+        scores = await client.score(items, include=("tokens",))
+    say.print(f"\nPrompt: {PROMPT}. The rewards of a right answer and of one with a wrong letter, in nats:")
+    for score in scores:
+        say.print("   ", reward_text(score, numbers=True), soft_wrap=True)
+    body = json.dumps({"items": items[1:], "include": ["tokens"]})
+    say.print("Ask it yourself, from another terminal (Ctrl-C here ends the service):")
+    command = f"curl -s {url}/v1/rewards -H 'Content-Type: application/json' -d '{body}'"
+    say.print(f"    {command}\n", soft_wrap=True, markup=False)

@@ -1,0 +1,135 @@
+"""Keys: every route is guarded but the open four, and a key is nowhere to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.bodies import GOOD
+from api.running import Running, make_service, read_all, running
+from densepath.api.service import ApiKeys
+from densepath.pair import Pair
+
+KEY, OTHER = "k3y-of-the-trainer", "schlüssel-à"
+OPEN = ("/livez", "/readyz", "/health", "/metrics")
+UNKNOWN = ("/", "/docs", "/admin/pair", "/livez/", "/LIVEZ", "//livez", "/livez/../v1/pair", "/metrics2")
+
+
+@pytest.fixture(scope="module")
+def guarded(pair: Pair) -> Iterator[Running]:
+    with running(make_service(pair, keys=(KEY, OTHER))) as served:
+        yield served
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def routes(guarded: Running) -> list[tuple[str, str]]:
+    document = guarded.client.get("/openapi.json", headers=bearer(KEY)).json()
+    found = [(method, path) for path, item in document["paths"].items() for method in item]
+    return [*found, ("get", "/openapi.json"), *(("post", path) for path in UNKNOWN)]
+
+
+def test_every_route_but_the_open_ones_needs_a_key(guarded: Running) -> None:
+    for method, path in routes(guarded):
+        answer = guarded.client.request(method, path, json={} if method == "post" else None)
+        if path in OPEN:
+            assert answer.status_code == 200
+            continue
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+        assert answer.headers["www-authenticate"] == "Bearer"
+        with_key = guarded.client.request(
+            method, path, json={} if method == "post" else None, headers=bearer(KEY)
+        )
+        assert with_key.status_code not in (401, 403, 500)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"Bearer",
+        b"Bearer wrong",
+        b"Bearer " + KEY[:-1].encode(),
+        b"Bearer " + KEY.encode() + b"x",
+        b"Bearer " + KEY.upper().encode(),
+        b"Bearer " + b"x" * 40_000,
+        "Bearer schlüssel".encode(),
+        b"Bearer \xff\xfe\x80",
+        b"Basic " + KEY.encode(),
+        b"Bearer" + KEY.encode(),
+        b"Bearer,\t" + KEY.encode(),
+        KEY.encode(),
+    ],
+)
+def test_a_wrong_key_is_refused(value: bytes, guarded: Running) -> None:
+    for path in ("/v1/pair", "/nowhere"):
+        answer = guarded.client.get(path, headers=[(b"Authorization", value)])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@pytest.mark.parametrize("key", [KEY, OTHER])
+def test_a_right_key_is_taken(scheme: str, key: str, guarded: Running) -> None:
+    headers = [(b"Authorization", f"{scheme} {key}".encode())]
+    assert guarded.client.post("/v1/rewards", json={"items": [GOOD]}, headers=headers).status_code == 200
+
+
+def test_a_refused_body_is_not_read(guarded: Running) -> None:
+    with guarded.connect() as raw:
+        raw.sendall(
+            b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \r\n"
+            b"Connection: close\r\nContent-Length: 100\r\n\r\n"
+        )
+        assert read_all(raw).startswith(b"HTTP/1.1 401")
+
+
+def test_a_key_is_nowhere_to_be_read(guarded: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    received = ""
+    for method, path in routes(guarded):
+        for value in (f"Bearer {KEY}", KEY, f"Basic {KEY}"):
+            answer = guarded.client.request(
+                method, path, json={KEY: KEY} if method == "post" else None, headers={"Authorization": value}
+            )
+            received += answer.text + str(answer.headers)
+    written = capfd.readouterr()
+    assert "request_id" in written.out + written.err
+    assert KEY not in received + written.out + written.err
+    assert KEY not in repr(guarded.service)
+
+
+def test_a_key_file_has_one_key_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# the trainer\n\n  one  \r\ntwo\n  # three\n#four\nschlüssel\n", encoding="utf-8")
+    keys = ApiKeys.from_file(file)
+    assert [keys.accept(key.encode()) for key in ("one", "two", "schlüssel")] == [True] * 3
+    for key in ("", "#four", "# three", "three", "# the trainer", "  one  "):
+        assert not keys.accept(key.encode())
+    assert not ApiKeys.from_file(None)
+
+
+def test_an_empty_key_file_is_an_error_and_not_an_open_door(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# none yet\n\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        ApiKeys.from_file(file)
+    with pytest.raises(OSError, match="missing"):
+        ApiKeys.from_file(tmp_path / "missing")
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hmac
+
+    compared = []
+    real = hmac.compare_digest
+    monkeypatch.setattr(
+        "densepath.api.service.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b)
+    )
+    keys = ApiKeys(["one", "two", "three"])
+    assert keys.accept(b"one")
+    assert len(compared) == 3
+    assert all(len(a) == len(b) == 32 for a, b in compared)

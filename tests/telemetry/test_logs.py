@@ -1,0 +1,93 @@
+"""Log lines: one JSON object each, whatever a client sends and whoever writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import structlog
+
+from api.bodies import CANARY, GOOD
+from api.running import make_service, running
+from densepath.pair import Pair
+from densepath.telemetry.logs import configure_logs
+
+
+@contextmanager
+def configured() -> Iterator[None]:
+    """The shipped settings, over the captured standard error; then everything as it was."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    configure_logs()
+    structlog.configure(cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+def lines(written: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in written.splitlines()]
+    assert all(isinstance(line, dict) for line in found)
+    return found
+
+
+def test_a_request_is_one_line_without_what_was_sent(capsys: pytest.CaptureFixture[str], pair: Pair) -> None:
+    odd = CANARY + "\x1b[31m" + "%0a%1b" + "z" * 3000
+    with configured(), running(make_service(pair, keys=("k3y",))) as served:
+        capsys.readouterr()
+        key = {"Authorization": "Bearer k3y"}
+        served.client.get("/v1/pair", headers={**key, "X-Request-Id": "mine"})
+        served.client.get(f"/{CANARY}%0a%1b[31m", headers={**key, "X-Request-Id": CANARY + "\\n" * 99})
+        served.client.post("/v1/rewards", json={"items": [GOOD], "model": odd}, headers=key)
+        served.client.post("/v1/rewards", json={"items": [GOOD]})
+        served.client.get("/livez")  # probes are counted and not logged
+        served.speak(b"not HTTP\r\n\r\n")
+        served.idle()
+        written = capsys.readouterr().err
+    found = lines(written)
+    requests = [line for line in found if line["event"] == "request"]
+    assert [line["status"] for line in requests] == [200, 404, 404, 401]
+    assert [line["code"] for line in requests] == [
+        None,
+        "route_not_found",
+        "model_not_found",
+        "invalid_api_key",
+    ]
+    assert requests[0]["request_id"] == "mine"
+    assert [line["route"] for line in requests] == ["/v1/pair", "other", "/v1/rewards", "other"]
+    for line in found:
+        assert {"event", "level", "timestamp"} <= line.keys()
+    assert CANARY not in written
+    assert "k3y" not in written
+    assert "\x1b" not in written
+
+
+def test_what_libraries_say_is_such_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with configured():
+        logging.getLogger("uvicorn.error").warning("two\nlines of %s", "\x1b[31m")
+        try:
+            raise ValueError("three\nmore")
+        except ValueError:
+            logging.getLogger("other").exception("it failed")
+        logging.getLogger("other").info("not worth a line")
+    first, second = lines(capsys.readouterr().err)
+    assert first["event"] == "two\nlines of \x1b[31m"
+    assert first["level"] == "warning"
+    assert "ValueError: three\nmore" in second["exception"]
+
+
+def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with configured():
+        structlog.get_logger().info("hello", text="a\nb\x1b", number=1)
+    written = capsys.readouterr()
+    assert written.out == ""
+    [line] = lines(written.err)
+    assert line["text"] == "a\nb\x1b"
+    assert written.err.count("\n") == 1
