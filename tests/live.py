@@ -35,9 +35,9 @@ def start(
     return process, f"http://127.0.0.1:{port}"
 
 
-def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, within: float = STARTED_WITHIN) -> None:
     """Until /readyz answers 200; its log is in the message when it never does."""
-    deadline = time.monotonic() + STARTED_WITHIN
+    deadline = time.monotonic() + within
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
@@ -55,11 +55,13 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def serving(*options: str | Path, log: Path, env: dict[str, str] | None = None) -> Iterator[str]:
+def serving(
+    *options: str | Path, log: Path, env: dict[str, str] | None = None, within: float = STARTED_WITHIN
+) -> Iterator[str]:
     """The URL of a service that is ready; it must drain and exit 0 at the end."""
     process, url = start(*options, log=log, env=env)
     try:
-        wait_ready(process, url, log)
+        wait_ready(process, url, log, within)
         yield url
         assert stop(process) == 0, log.read_text()[-4000:]
     finally:

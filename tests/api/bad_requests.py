@@ -143,10 +143,17 @@ def routing() -> list[Bad]:
         f"/{CANARY}%00%0a%ff",
         "/docs",
         "/redoc",
-        "/admin/pair",
     ]
     return [
         *(Bad(f"route {path}", 404, "route_not_found", changed(TEXT), path) for path in unknown),
+        Bad(
+            "admin without an admin key",
+            403,
+            "admin_key_required",
+            changed(TEXT),
+            "/admin/pair",
+            method="PUT",
+        ),
         Bad("GET rewards", 405, "method_not_allowed", method="GET"),
         Bad("PUT rewards", 405, "method_not_allowed", changed(TEXT), method="PUT"),
         Bad("DELETE rewards", 405, "method_not_allowed", method="DELETE"),

@@ -14,7 +14,7 @@ from densepath.pair import Pair
 
 KEY, OTHER = "k3y-of-the-trainer", "schlüssel-à"
 OPEN = ("/livez", "/readyz", "/health", "/metrics")
-UNKNOWN = ("/", "/docs", "/admin/pair", "/livez/", "/LIVEZ", "//livez", "/livez/../v1/pair", "/metrics2")
+UNKNOWN = ("/", "/docs", "/livez/", "/LIVEZ", "//livez", "/livez/../v1/pair", "/metrics2")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from densepath.api.service import Service
 from densepath.errors import (
+    AdminKeyRequiredError,
     BodyTooLargeError,
     DensepathError,
     DrainingError,
@@ -76,6 +77,8 @@ class Edge:
 
     def _refuse_early(self, path: str, headers: Headers) -> None:
         """What can be refused before the body is read."""
+        if path.startswith("/admin/"):
+            raise AdminKeyRequiredError("the /admin routes are off: this service has no admin key")
         if self.service.keys and path not in OPEN_ROUTES:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self.service.keys.accept(key.strip(" \t").encode("latin-1")):
