@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from checkpoints import make_checkpoint
 from densepath.engine.vllm.arguments import EngineOptions
 from densepath.errors import EngineUnavailableError
 
@@ -20,7 +21,7 @@ from .test_vllm_pair import CONTEXT, TOLERANCE, largest_difference, oracle, work
 pytestmark = pytest.mark.engine
 
 
-async def started(sft: Path, reference: Path) -> Any:
+async def started(sft: Path, reference: Path, tensor_parallel_size: int = 1) -> Any:
     from densepath.engine.vllm.engine import VllmScorer
 
     scorer = VllmScorer(
@@ -28,7 +29,7 @@ async def started(sft: Path, reference: Path) -> Any:
         reference,
         checkpoint_dtype="float32",
         context_length=CONTEXT,
-        options=EngineOptions(kv_cache_memory_bytes=32 << 20),
+        options=EngineOptions(kv_cache_memory_bytes=32 << 20, tensor_parallel_size=tensor_parallel_size),
     )
     await scorer.start()
     return scorer
@@ -74,3 +75,21 @@ async def test_concurrent_cancelled_and_killed(
     finally:
         await scorer.close()
     assert scorer.alive() is False
+
+
+async def test_two_workers_share_each_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say_difference: Callable[[str, float], None]
+) -> None:
+    """Tensor parallelism passes through to both models; on a CPU the workers talk by gloo."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    sft = make_checkpoint(tmp_path / "sft", "qwen3", seed=1)
+    reference = make_checkpoint(tmp_path / "reference", "llama", seed=2)
+    sequences = workload(300)
+    scorer = await started(sft, reference, tensor_parallel_size=2)
+    try:
+        got = await asyncio.gather(*map(scorer.score, sequences))
+    finally:
+        await scorer.close()
+    difference = largest_difference(got, oracle(sft, reference, sequences))
+    say_difference("engine process, tensor parallel size 2, qwen3 with llama", difference)
+    assert difference <= TOLERANCE
