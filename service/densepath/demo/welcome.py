@@ -23,7 +23,8 @@ async def welcome(app: FastAPI, service: Service, url: str, say: Console) -> Non
     items = [{"messages": messages, "response": response, "append_eos": True} for response in (RIGHT, WRONG)]
     async with AsyncClient("http://densepath", transport=httpx.ASGITransport(app)) as client:
         scores = await client.score(items, include=("tokens",))
-    say.print(f"\nPrompt: {PROMPT}. The rewards of a right answer and of one with a wrong letter, in nats:")
+    what = "The rewards of a right answer and of one with a wrong letter, in nats:"
+    say.print(f"\nPrompt: {PROMPT}. {what}", soft_wrap=True)
     for score in scores:
         say.print("   ", reward_text(score, numbers=True), soft_wrap=True)
     body = json.dumps({"items": items[1:], "include": ["tokens"]})
