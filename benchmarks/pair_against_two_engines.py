@@ -25,7 +25,7 @@ from _side_by_side import Contender, as_records, as_table, measure
 from rich.console import Console
 
 from densepath.engine.transformers import TransformersScorer
-from densepath.engine.vllm.arguments import EngineOptions
+from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
 from densepath.sequences import Sequence, from_response
 
 console = Console(width=110)
@@ -72,14 +72,14 @@ def start_contenders(sft: Path, reference: Path, setting: Setting) -> list[Conte
     from densepath.engine.vllm.engine import OfflineVllm
 
     common = {"max_num_batched_tokens": setting.tokens_a_step, "use_tqdm_on_load": False}
-    pair = OfflineVllm(
+    arguments = engine_arguments(
         sft,
         reference,
         checkpoint_dtype="float32",
         context_length=setting.context_length,
         options=EngineOptions(kv_cache_memory_bytes=1 << 29),
-        **common,
     )
+    pair = OfflineVllm(arguments | common)
     stock = tuple(
         LLM(
             str(directory),

@@ -146,19 +146,24 @@ def build_scorer(pair: Pair, settings: ServeSettings) -> Scorer:
         from densepath.engine.transformers import TransformersScorer
 
         return TransformersScorer(pair.sft, pair.reference, context_length=context_length)
-    from densepath.engine.vllm.arguments import EngineOptions
+    from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
     from densepath.engine.vllm.engine import VllmScorer
 
     options = EngineOptions(
         dtype=settings.dtype,
-        max_model_len=context_length,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         tensor_parallel_size=settings.tensor_parallel_size,
         distributed_executor_backend=settings.distributed_executor_backend,
     )
     return VllmScorer(
-        pair.sft, pair.reference, checkpoint_dtype=pair.dtype, context_length=context_length, options=options
+        engine_arguments(
+            pair.sft,
+            pair.reference,
+            checkpoint_dtype=pair.dtype,
+            context_length=context_length,
+            options=options,
+        )
     )
 
 

@@ -202,7 +202,7 @@ def test_what_nobody_foresaw_is_a_500_that_says_nothing(
     broken: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(_: Sequence) -> Scored:
-        raise RuntimeError(f"{CANARY} /root/models")
+        raise RuntimeError(f"{CANARY} /srv/models")
 
     monkeypatch.setattr(broken.service.scorer, "score", fail)
     for mode in ("fail", "item"):

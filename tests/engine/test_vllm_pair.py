@@ -13,7 +13,7 @@ import pytest
 from checkpoints import make_checkpoint
 from densepath.engine.scorer import Scored
 from densepath.engine.transformers import TransformersScorer
-from densepath.engine.vllm.arguments import EngineOptions
+from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
 from densepath.pair import load_pair
 from densepath.sequences import Sequence, from_mask, from_response
 
@@ -67,18 +67,21 @@ def largest_difference(got: list[Scored], want: list[Scored]) -> float:
     )
 
 
-@contextmanager
-def offline(sft: Path, reference: Path, **overrides: Any) -> Iterator[Any]:
-    from densepath.engine.vllm.engine import OfflineVllm
-
-    engine = OfflineVllm(
+def tiny_arguments(sft: Path, reference: Path, **options: Any) -> dict[str, Any]:
+    return engine_arguments(
         sft,
         reference,
         checkpoint_dtype="float32",
         context_length=CONTEXT,
-        options=EngineOptions(kv_cache_memory_bytes=32 << 20),
-        **overrides,
+        options=EngineOptions(kv_cache_memory_bytes=32 << 20, **options),
     )
+
+
+@contextmanager
+def offline(sft: Path, reference: Path, **overrides: Any) -> Iterator[Any]:
+    from densepath.engine.vllm.engine import OfflineVllm
+
+    engine = OfflineVllm(tiny_arguments(sft, reference) | overrides)
     try:
         yield engine
     finally:

@@ -13,10 +13,9 @@ import psutil
 import pytest
 
 from checkpoints import make_checkpoint
-from densepath.engine.vllm.arguments import EngineOptions
 from densepath.errors import EngineUnavailableError
 
-from .test_vllm_pair import CONTEXT, TOLERANCE, largest_difference, oracle, workload
+from .test_vllm_pair import TOLERANCE, largest_difference, oracle, tiny_arguments, workload
 
 pytestmark = pytest.mark.engine
 
@@ -24,13 +23,7 @@ pytestmark = pytest.mark.engine
 async def started(sft: Path, reference: Path, tensor_parallel_size: int = 1) -> Any:
     from densepath.engine.vllm.engine import VllmScorer
 
-    scorer = VllmScorer(
-        sft,
-        reference,
-        checkpoint_dtype="float32",
-        context_length=CONTEXT,
-        options=EngineOptions(kv_cache_memory_bytes=32 << 20, tensor_parallel_size=tensor_parallel_size),
-    )
+    scorer = VllmScorer(tiny_arguments(sft, reference, tensor_parallel_size=tensor_parallel_size))
     await scorer.start()
     return scorer
 

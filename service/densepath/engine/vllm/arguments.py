@@ -20,7 +20,6 @@ class EngineOptions:
     """What an operator may set of vLLM; None leaves the choice to the engine."""
 
     dtype: str = "auto"
-    max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
     tensor_parallel_size: int = 1
@@ -50,7 +49,7 @@ def engine_arguments(
             "densepath_reference": str(reference),
         },
         "dtype": checkpoint_dtype if options.dtype == "auto" else options.dtype,
-        "max_model_len": options.max_model_len or context_length,
+        "max_model_len": context_length,
         "tensor_parallel_size": options.tensor_parallel_size,
         "distributed_executor_backend": options.distributed_executor_backend,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes,

@@ -7,7 +7,6 @@ import multiprocessing
 import uuid
 from collections.abc import Sequence as ListLike
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from densepath.engine.scorer import Scored
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
 from densepath.engine.vllm.lifetime import mark_children
 from densepath.engine.vllm.plugin import register
 from densepath.engine.vllm.pooler import TASK, pooling_params
@@ -52,19 +50,10 @@ DEATH_LOOK_SECONDS = 0.5
 class VllmScorer:
     """The pair in vLLM's own engine process; vLLM's scheduler is the batcher."""
 
-    def __init__(
-        self,
-        sft: Path,
-        reference: Path,
-        *,
-        checkpoint_dtype: str,
-        context_length: int,
-        options: EngineOptions,
-    ) -> None:
-        self._arguments = engine_arguments(
-            sft, reference, checkpoint_dtype=checkpoint_dtype, context_length=context_length, options=options
-        )
-        self.context_length: int = self._arguments["max_model_len"]
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """`arguments` are what `engine_arguments` gives."""
+        self._arguments = arguments
+        self.context_length: int = arguments["max_model_len"]
         self._llm: Any = None  # an AsyncLLM once started
 
     async def start(self) -> None:
@@ -122,21 +111,10 @@ class VllmScorer:
 class OfflineVllm:
     """The pair without a service: a list of sequences in, in order out."""
 
-    def __init__(
-        self,
-        sft: Path,
-        reference: Path,
-        *,
-        checkpoint_dtype: str,
-        context_length: int,
-        options: EngineOptions,
-        **overrides: Any,  # further vLLM arguments, for benchmarks and tests
-    ) -> None:
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """`arguments` are what `engine_arguments` gives, and any others of vLLM's `LLM`."""
         register()
-        arguments = engine_arguments(
-            sft, reference, checkpoint_dtype=checkpoint_dtype, context_length=context_length, options=options
-        )
-        self.llm = LLM(**(arguments | overrides))
+        self.llm = LLM(**arguments)
 
     def score(self, sequences: ListLike[Sequence]) -> list[Scored]:
         """Score all sequences as one workload."""
