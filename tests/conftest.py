@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # vLLM's `LLM` runs in this process; its AsyncLLM never does.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    """What vLLM does to the environment and a command to the logs of this process, no later test sees."""
+    root = logging.getLogger()
+    environment, handlers, level = dict(os.environ), root.handlers[:], root.level
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,21 +16,6 @@ from densepath.pair import Pair
 from densepath.telemetry.logs import configure_logs
 
 
-@contextmanager
-def configured() -> Iterator[None]:
-    """The shipped settings, over the captured standard error; then everything as it was."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    configure_logs()
-    structlog.configure(cache_logger_on_first_use=False)
-    try:
-        yield
-    finally:
-        structlog.reset_defaults()
-        root.handlers[:] = before
-        root.setLevel(level)
-
-
 def lines(written: str) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in written.splitlines()]
     assert all(isinstance(line, dict) for line in found)
@@ -40,7 +24,8 @@ def lines(written: str) -> list[dict[str, Any]]:
 
 def test_a_request_is_one_line_without_what_was_sent(capsys: pytest.CaptureFixture[str], pair: Pair) -> None:
     odd = CANARY + "\x1b[31m" + "%0a%1b" + "z" * 3000
-    with configured(), running(make_service(pair, keys=("k3y",))) as served:
+    configure_logs()
+    with running(make_service(pair, keys=("k3y",))) as served:
         capsys.readouterr()
         key = {"Authorization": "Bearer k3y"}
         served.client.get("/v1/pair", headers={**key, "X-Request-Id": "mine"})
@@ -70,13 +55,13 @@ def test_a_request_is_one_line_without_what_was_sent(capsys: pytest.CaptureFixtu
 
 
 def test_what_libraries_say_is_such_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
-    with configured():
-        logging.getLogger("uvicorn.error").warning("two\nlines of %s", "\x1b[31m")
-        try:
-            raise ValueError("three\nmore")
-        except ValueError:
-            logging.getLogger("other").exception("it failed")
-        logging.getLogger("other").info("not worth a line")
+    configure_logs()
+    logging.getLogger("uvicorn.error").warning("two\nlines of %s", "\x1b[31m")
+    try:
+        raise ValueError("three\nmore")
+    except ValueError:
+        logging.getLogger("other").exception("it failed")
+    logging.getLogger("other").info("not worth a line")
     first, second = lines(capsys.readouterr().err)
     assert first["event"] == "two\nlines of \x1b[31m"
     assert first["level"] == "warning"
@@ -84,10 +69,21 @@ def test_what_libraries_say_is_such_a_line_too(capsys: pytest.CaptureFixture[str
 
 
 def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with configured():
-        structlog.get_logger().info("hello", text="a\nb\x1b", number=1)
+    configure_logs()
+    structlog.get_logger("densepath").info("hello", text="a\nb\x1b", number=1)
     written = capsys.readouterr()
     assert written.out == ""
     [line] = lines(written.err)
     assert line["text"] == "a\nb\x1b"
     assert written.err.count("\n") == 1
+
+
+def test_a_line_that_cannot_be_written_fails_no_request(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    closed = io.StringIO()
+    closed.close()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", closed)
+        configure_logs()
+    with running(make_service(pair)) as served:
+        assert served.client.get("/v1/pair").status_code == 200
+        assert served.client.post("/v1/rewards", json={"items": [GOOD]}).status_code == 200

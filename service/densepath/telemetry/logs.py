@@ -11,7 +11,8 @@ import structlog
 def configure_logs(level: int = logging.INFO) -> None:
     """JSON lines with a time stamp; control characters are escaped by JSON itself.
 
-    What libraries say through `logging` becomes such a line too, from warnings on.
+    What libraries say through `logging` becomes such a line too, from warnings on. All lines go out through
+    `logging`: one that can't be written never fails the request that it is about.
     """
     before: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -20,10 +21,9 @@ def configure_logs(level: int = logging.INFO) -> None:
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*before, structlog.processors.JSONRenderer()],
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
+        logger_factory=structlog.stdlib.LoggerFactory(),
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -36,3 +36,4 @@ def configure_logs(level: int = logging.INFO) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("densepath").setLevel(level)
