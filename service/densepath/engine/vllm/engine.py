@@ -1,4 +1,4 @@
-"""Runs the pair: `VllmScorer` for the service, `OfflineVllm` for a file of sequences in one process."""
+"""Runs the pair: `VllmScorer` for the service and `densepath score`, `OfflineVllm` to test and measure it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class VllmScorer:
 
 
 class OfflineVllm:
-    """The pair without a service: a list of sequences in, in order out."""
+    """A list of sequences as one workload: what tests and benchmarks take hold of."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """`arguments` are what `engine_arguments` gives, and any others of vLLM's `LLM`."""
