@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from checkpoints import make_checkpoint
 from damage import set_values
 from densepath import cli
+from densepath.config import ServeSettings
+from densepath.launch import directories
 from densepath.pair import load_pair
 
 Run = Callable[..., tuple[int, str, str]]
@@ -59,10 +64,19 @@ def test_non_finite_weights_are_refused_before_anything_is_loaded(
 
 
 def test_serve_wants_a_pair_or_the_demo(run: Run, pair_dirs: tuple[Path, Path]) -> None:
-    for words in ([], ["--sft", pair_dirs[0]], ["--demo", "--sft", pair_dirs[0]]):
+    sft, reference = ("--sft", pair_dirs[0]), ("--reference", pair_dirs[1])
+    both = (*sft, *reference)
+    for words in (
+        (),
+        sft,
+        ("--demo", *sft),
+        ("--pair", ".", *sft),
+        ("--pair", ".", *both),
+        ("--pair", ".", "--demo"),
+    ):
         status, _, err = run("serve", *words)
         assert status == 2
-        assert "give both --sft and --reference, or --demo alone" in err
+        assert "give both --sft and --reference, or --pair RUN alone, or --demo alone" in err
 
 
 def test_serve_refuses_a_context_length_that_a_model_does_not_have(
@@ -125,3 +139,47 @@ def test_scores_that_overflow_are_errors_in_the_real_engine(
     (result,) = map(json.loads, output.read_text().splitlines())
     assert result["error"]["code"] == "non_finite_score"
     assert not {"rewards", "sum", "sft_logprobs", "reference_logprobs", "returns"} & result.keys()
+
+
+def test_loading_the_commands_loads_nothing_heavy() -> None:
+    heavy = {"torch", "fastapi", "vllm", "transformers", "trl", "datasets", "matplotlib"}
+    code = f"import sys, densepath.cli\nprint(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sft_makes_a_run_and_says_nothing_of_the_libraries(
+    run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows, made = tmp_path / "rows.jsonl", tmp_path / "made"
+    rows.write_text((json.dumps({"prompt": "two and two", "response": " is four"}) + "\n") * 4)
+    words = ("sft", "--base", pair_dirs[0], "--demonstrations", rows, "--run", made, "--batch-size", 2)
+    status, out, err = run(*words)
+    assert status == 0
+    assert out == ""
+    assert f"densepath serve --pair {made}" in err
+    assert [line for line in err.splitlines() if "it/s" in line or "arn" in line or "{" in line] == []
+    sft, reference = directories(ServeSettings(pair=made), Console(quiet=True))
+    assert load_pair(sft, reference, cache_dir=tmp_path).vocab_size == 300
+    status, _, err = run(*words)
+    assert status == 2
+    assert "exists: name a directory that does not" in err
+
+
+def test_sft_names_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = run("sft", "--help")
+    assert status == 0
+    for flag in (
+        "--base",
+        "--demonstrations",
+        "--run",
+        "--checkpoint-at",
+        "--patience",
+        "--lora-rank",
+        "--bf16",
+    ):
+        assert flag in out
+    status, _, err = run("sft", "--base", ".")
+    assert status == 2
+    assert "Missing option '--demonstrations'" in err

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from densepath.config import ENVIRONMENT, Engine, ServeSettings, takes
+from densepath.config import CONFIG_FILE, ENVIRONMENT, Engine, ServeSettings, takes
 
 #: The contract's, as far as they apply.
 FLAGS = (
-    "--sft --reference --demo --host --port --model-name --api-key-file --dtype --max-model-len "
-    "--gpu-memory-utilization --tensor-parallel-size --engine --max-queued-tokens --max-items "
-    "--max-body-bytes --drain-seconds --config"
+    "--sft --reference --pair --reference-at --demo --host --port --model-name --api-key-file --dtype "
+    "--max-model-len --gpu-memory-utilization --tensor-parallel-size --engine --max-queued-tokens "
+    "--max-items --max-body-bytes --drain-seconds --config"
 )
 
 
@@ -69,6 +71,8 @@ def test_every_setting_can_come_from_each_source(command: Command, tmp_path: Pat
     values = {
         "sft": "a",
         "reference": "b",
+        "pair": "c",
+        "reference_at": 0.25,
         "host": "0.0.0.0",
         "port": 9000,
         "model_name": "mine",
@@ -135,3 +139,30 @@ def test_loading_the_settings_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@dataclass(frozen=True)
+class OtherSettings:
+    """Settings with a field that must be given, and with one that may be given several times."""
+
+    source: Annotated[Path, typer.Option()]
+    shares: Annotated[list[float], typer.Option()] = field(default_factory=lambda: [0.5])
+    config: CONFIG_FILE = None
+
+
+def test_any_settings_class_makes_a_command(tmp_path: Path) -> None:
+    app, given = typer.Typer(), []
+    app.command(context_settings=ENVIRONMENT)(takes(OtherSettings)(given.append))
+    file = write(tmp_path / "a.toml", 'source = "from-file"\nshares = [0.1, 0.2]\n')
+    for arguments in (
+        ["--source", "a"],
+        ["--source", "a", "--shares", "0.3", "--shares", "1"],
+        ["--config", file],
+    ):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert [(str(s.source), s.shares) for s in given] == [
+        ("a", [0.5]),
+        ("a", [0.3, 1.0]),
+        ("from-file", [0.1, 0.2]),
+    ]
+    assert "Missing option '--source'" in CliRunner().invoke(app, []).output

@@ -13,6 +13,9 @@ import densepath
 from densepath.config import ENVIRONMENT, Engine, ServeSettings, takes
 from densepath.errors import DensepathError
 from densepath.score_files import ScoreFileError
+from densepath.trainer.settings import TrainSettings
+from densepath.trainer.settings_eval import EvalSettings, ProbeSettings
+from densepath.trainer.settings_sft import SftSettings
 
 app = typer.Typer(
     name="densepath",
@@ -39,8 +42,9 @@ def densepath_command(
 def serve(settings: ServeSettings) -> None:
     """Serve a pair: POST /v1/rewards answers one reward for every token.
 
-    Give --sft and --reference, or --demo. Every option is also DENSEPATH_… in the environment and a key
-    of the --config file; flags win over the environment, which wins over the file.
+    Give --sft and --reference, or --pair with a run of `densepath sft`, or --demo. Every option is also
+    DENSEPATH_… in the environment and a key of the --config file; flags win over the environment, which wins
+    over the file.
     """
     from densepath.launch import serve_pair
 
@@ -95,6 +99,77 @@ def score(
         raise typer.Exit(1)
 
 
+@app.command(context_settings=ENVIRONMENT)
+@takes(TrainSettings)
+def train(settings: TrainSettings) -> None:
+    """Improve the SFT policy by Dense-Path REINFORCE, with the rewards that a service answers.
+
+    Every option is also DENSEPATH_… in the environment and a key of the --config file. Killed at any moment,
+    the same command goes on from the last checkpoint. On several GPUs: torchrun --nproc-per-node N
+    -m -- densepath train …
+    """
+    from densepath.trainer.run import train as run
+
+    say.print(f"ended: {run(settings, say)}", markup=False)
+    say.print(f"the policy lies in {settings.run / 'final'}", markup=False, soft_wrap=True)
+
+
+@app.command()
+@takes(ProbeSettings)
+def probe(settings: ProbeSettings) -> None:
+    """Say which reference promises a gain on plain SFT, before anything is trained.
+
+    Decodes from p_sft (p_sft / p_ref)^alpha, greedily and by sampling, for every alpha and reference: give
+    --pair RUN, or --sft and --reference.
+    """
+    from densepath.trainer.probe import run_probe
+
+    run_probe(settings, say, Console(highlight=False))
+
+
+@app.command("eval")
+@takes(EvalSettings)
+def evaluate(settings: EvalSettings) -> None:
+    """Compare checkpoints on held-out prompts: greedy and sampled, with intervals, paired with the first.
+
+    A response is right where it ends and is exactly its prompt's answer, or where the --checker says so.
+    """
+    from densepath.trainer.evaluation import run_evaluation
+
+    run_evaluation(settings, say, Console(highlight=False))
+
+
+@app.command(context_settings=ENVIRONMENT)
+@takes(SftSettings)
+def sft(settings: SftSettings) -> None:
+    """Fine-tune a model on demonstrations, and save the checkpoints that a reward's reference may be.
+
+    A demonstration is {"messages": […], "response": "…"}, {"prompt": "…", "response": "…"}, or messages that
+    end with the assistant's. Learned are the response's tokens and the EOS token after it.
+
+    The run has base/ (the model before SFT), share-0.50/ (after half of the samples), final/ and a manifest
+    that says how each was made; `densepath serve --pair RUN` serves it. Every option is also DENSEPATH_… in
+    the environment and a key of the --config file.
+    """
+    from densepath.trainer.sft import fine_tune
+    from densepath.trainer.sft_directory import show_run
+
+    show_run(fine_tune(settings, say), say)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run of `densepath train`.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Directory for the page; default: RUN.")
+    ] = None,
+) -> None:
+    """Make one self-contained page of a run, report.html, and PNGs of its charts in report/."""
+    from densepath.trainer.report.page import write_report
+
+    print(write_report(run, output))
+
+
 def main() -> None:
     """The `densepath` command."""
     try:
@@ -105,5 +180,6 @@ def main() -> None:
         sys.exit(2)
     except ModuleNotFoundError as error:
         say.print(f"[red]error[/red] this command needs the package {error.name}: install densepath with the")
-        say.print("extra that has it, `densepath\\[cpu]` or `densepath\\[cuda]`; in a clone, `make setup`.")
+        say.print("extras that have it, `densepath\\[cpu,train]` or `densepath\\[cuda,train]`;")
+        say.print("in a clone, `make setup`.")
         sys.exit(2)

@@ -1,7 +1,8 @@
 """Every setting of `densepath serve`, once: its flag, its variable, its key in a TOML file, its help.
 
 A flag wins over the environment (`DENSEPATH_` and the name in capitals), which wins over the file. Loading
-this module loads neither torch nor the server.
+this module loads neither torch nor the server. Other commands declare their settings in the same way, beside
+their code.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from __future__ import annotations
 import inspect
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Settings = TypeVar("Settings", bound=DataclassInstance)
 
 #: For `typer`: each option of a command is also `DENSEPATH_…` in the environment.
 ENVIRONMENT = {"auto_envvar_prefix": "DENSEPATH"}
@@ -44,12 +50,31 @@ def _read_file(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+#: The type of the field `config` of every settings class.
+CONFIG_FILE = Annotated[
+    Path | None,
+    typer.Option(help="TOML file with these options.", is_eager=True, callback=_read_file, dir_okay=False),
+]
+
+
 @dataclass(frozen=True)
 class ServeSettings:
     """What `densepath serve` is told."""
 
     sft: Annotated[Path | None, typer.Option(help="Directory of the SFT checkpoint.")] = None
     reference: Annotated[Path | None, typer.Option(help="Directory of the reference checkpoint.")] = None
+    pair: Annotated[
+        Path | None,
+        typer.Option(help="Instead of both: a run of `densepath sft`."),
+    ] = None
+    reference_at: Annotated[
+        float,
+        typer.Option(
+            help="With --pair: the reference, by its share of the samples; 0: the base model.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.5
     demo: Annotated[bool, typer.Option("--demo", help="Build the small demo pair once, then serve it.")] = (
         False
     )
@@ -87,25 +112,23 @@ class ServeSettings:
     drain_seconds: Annotated[
         float, typer.Option(help="After SIGTERM, how long requests in flight may take.", min=0.0)
     ] = 30.0
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file with these options.", is_eager=True, callback=_read_file, dir_okay=False
-        ),
-    ] = None
+    config: CONFIG_FILE = None
 
 
-def takes(settings: type[ServeSettings]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
-    """Turn a function of a settings object into one that takes each setting as an option."""
+def takes(settings: type[Settings]) -> Callable[[Callable[[Settings], None]], Callable[..., None]]:
+    """Turn a function of a settings object into one that takes each setting as an option.
 
-    def decorate(function: Callable[[Any], None]) -> Callable[..., None]:
+    A field without a default is a required option.
+    """
+
+    def decorate(function: Callable[[Settings], None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             function(settings(**values))
 
         hints = get_type_hints(settings, include_extras=True)
         parameters = [
             inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=hints[f.name]
             )
             for f in fields(settings)
         ]
@@ -115,3 +138,9 @@ def takes(settings: type[ServeSettings]) -> Callable[[Callable[[Any], None]], Ca
         return command
 
     return decorate
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is MISSING else field.default

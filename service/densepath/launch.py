@@ -17,6 +17,7 @@ from densepath.config import Engine, ServeSettings
 from densepath.engine.scorer import Scorer
 from densepath.errors import InvalidRequestError
 from densepath.pair import Pair, inspect_pair, load_pair
+from densepath.runs import read_sft_run
 
 if TYPE_CHECKING:
     from densepath.api.service import Service
@@ -89,14 +90,18 @@ def build_service(settings: ServeSettings, say: Console) -> Service:
 
 def directories(settings: ServeSettings, say: Console) -> tuple[Path, Path]:
     """The two checkpoints that the settings name."""
-    if settings.demo and settings.sft is None and settings.reference is None:
-        from densepath.demo.show import build_and_show
+    match settings.demo, settings.pair, settings.sft, settings.reference:
+        case False, None, Path() as sft, Path() as reference:
+            return sft, reference
+        case False, Path() as directory, None, None:
+            run = read_sft_run(directory)
+            return run.final, run.reference_at(settings.reference_at)
+        case True, None, None, None:
+            from densepath.demo.show import build_and_show
 
-        demo = build_and_show(say)
-        return demo.sft, demo.reference_base  # the clearer signal of the two, by its own table
-    if settings.demo or settings.sft is None or settings.reference is None:
-        raise InvalidRequestError("give both --sft and --reference, or --demo alone")
-    return settings.sft, settings.reference
+            demo = build_and_show(say)
+            return demo.sft, demo.reference_base  # the clearer signal of the two, by its own table
+    raise InvalidRequestError("give both --sft and --reference, or --pair RUN alone, or --demo alone")
 
 
 def read_pair(sft: Path, reference: Path, say: Console) -> Pair:

@@ -98,7 +98,7 @@ def inspect_pair(
                 "chat_template": template,
             }
         ),
-        dtype=_dtype(a.weights),
+        dtype=stored_dtype(a.weights),
         vocab_size=a.tokenizer.vocab_size,
         embedding_size=a.config.embedding_size,
         context_length=min(a.config.context_length, b.config.context_length),
@@ -157,7 +157,8 @@ def _scan(
     return digests
 
 
-def _dtype(weights: Mapping[str, Tensors]) -> str:
+def stored_dtype(weights: Mapping[str, Tensors]) -> str:
+    """The dtype that most bytes of a checkpoint's weights are stored in, by torch's name."""
     sizes: Counter[str] = Counter()
     for tensors in weights.values():
         for tensor in tensors.values():

@@ -150,10 +150,12 @@ class Tokenizer:
         """Token ids of a text."""
         return list(self._fast(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
-    def decode(self, token_ids: ListLike[int]) -> str:
-        """The text of token ids, special tokens included."""
+    def decode(self, token_ids: ListLike[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids, special tokens included where they are not skipped."""
         return str(
-            self._fast.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            self._fast.decode(
+                token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
         )
 
     def token_strings(self, token_ids: ListLike[int]) -> list[str]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-Interval = tuple[float, float]
+from densepath.trainer.statistics import Floats, Interval, estimate_mean, interval_of, resample
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,15 @@ def locate_wrong_token(
     )
     highest_N = np.array([_is_highest(s, w) for s, w in zip(score_N_T, wrong_N, strict=True)], dtype=float)
 
-    count_R_N = _resample(len(wrong_N), resamples, seed)
+    count_R_N = resample(len(wrong_N), resamples, seed)
     one_N = np.ones(len(wrong_N), dtype=np.int64)
     return Located(
         whole.auroc(one_N),
-        _interval([whole.auroc(count_N) for count_N in count_R_N]),
+        interval_of([whole.auroc(count_N) for count_N in count_R_N]),
         up_to.auroc(one_N),
-        _interval([up_to.auroc(count_N) for count_N in count_R_N]),
+        interval_of([up_to.auroc(count_N) for count_N in count_R_N]),
         float(highest_N.mean()),
-        _interval((count_R_N @ highest_N / len(wrong_N)).tolist()),
+        interval_of(count_R_N @ highest_N / len(wrong_N)),
     )
 
 
@@ -74,13 +73,8 @@ class Share:
 def share_above(right_N: Floats, wrong_N: Floats, *, resamples: int = 1000, seed: int = 0) -> Share:
     """How often `right_N` is above the `wrong_N` of the same index; both float [N]. A tie counts half."""
     above_N = (right_N > wrong_N) + (right_N == wrong_N) / 2
-    count_R_N = _resample(len(above_N), resamples, seed)
-    return Share(float(above_N.mean()), _interval((count_R_N @ above_N / len(above_N)).tolist()))
-
-
-def _resample(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """How often each of `size` responses is drawn, int64 [resamples, size]; each row sums to `size`."""
-    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
+    mean = estimate_mean(above_N, resamples=resamples, seed=seed)
+    return Share(mean.value, mean.interval)
 
 
 class _Tokens:
@@ -110,8 +104,3 @@ class _Tokens:
 
 def _is_highest(score_T: Floats, wrong: int) -> bool:
     return bool((np.delete(score_T, wrong) < score_T[wrong]).all())
-
-
-def _interval(values: Sequence[float]) -> Interval:
-    low, high = np.nanpercentile(values, (2.5, 97.5))
-    return float(low), float(high)

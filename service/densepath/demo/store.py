@@ -14,6 +14,7 @@ from typing import Any
 
 from densepath.demo.recipe import Recipe
 from densepath.demo.task import Example
+from densepath.files import commit_directory
 
 #: Called with the stage's name, and how much of it is done of how much.
 ProgressFn = Callable[[str, int, int], None]
@@ -64,8 +65,7 @@ def build(directory: Path, progress: ProgressFn, recipe: Recipe | None = None) -
         partial.mkdir()
         try:
             _fill(partial, recipe, progress)
-            os.replace(partial, directory)
-            _sync(directory.parent)
+            commit_directory(partial, directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     demo = read(directory, recipe)
@@ -102,9 +102,6 @@ def _fill(folder: Path, recipe: Recipe, progress: ProgressFn) -> None:
         "measurements": measurements,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
 
 
 def _sibling(directory: Path, kind: str) -> Path:
@@ -117,11 +114,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

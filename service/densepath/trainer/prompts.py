@@ -1,0 +1,117 @@
+"""Prompts from a file, and which of them a step takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.errors import InvalidRequestError
+from densepath.trainer.types import Prompt
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, a Parquet file or a directory that `datasets` has saved.
+
+    Raises InvalidRequestError where it is none of them, cannot be read, or has no rows.
+    """
+    try:
+        rows = _READERS[_form(path)](path)
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise InvalidRequestError(f"{path} has no rows: it must have at least one")
+    return rows
+
+
+def read_prompts(path: Path, tokenizer: Any) -> list[Prompt]:
+    """The prompts of a file: rows with `messages`, `prompt` or `prompt_token_ids`; `answer`, `id` optional.
+
+    Messages go through the chat template with a generation prompt and are tokenised without added tokens;
+    a text is tokenised as the tokenizer does by default. `tokenizer` is `densepath.sequences.Tokenizer`.
+    """
+    return [_prompt(row, f"{path} row {number}", tokenizer) for number, row in enumerate(read_rows(path), 1)]
+
+
+def _form(path: Path) -> str:
+    form = "directory" if path.is_dir() else path.suffix
+    if form not in _READERS:
+        raise InvalidRequestError(f"{path} must be a .jsonl or .parquet file, or a directory of `datasets`")
+    return form
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("each line must be a JSON object")
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def _read_datasets(path: Path) -> list[dict[str, Any]]:
+    from datasets import Dataset, load_from_disk
+
+    loaded = load_from_disk(str(path))
+    if not isinstance(loaded, Dataset):
+        raise ValueError(  # noqa: TRY004  (a wrong file, not a wrong call)
+            "it holds several splits: name the directory of one"
+        )
+    return [dict(row) for row in loaded]
+
+
+_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, "directory": _read_datasets}
+
+
+def _prompt(row: Mapping[str, Any], where: str, tokenizer: Any) -> Prompt:
+    given = [name for name in ("messages", "prompt", "prompt_token_ids") if row.get(name) is not None]
+    if len(given) != 1:
+        raise InvalidRequestError(f"{where}: give one of messages, prompt and prompt_token_ids")
+    value, messages = row[given[0]], None
+    if given[0] == "messages":
+        messages = tuple(value)
+        text = tokenizer.render(list(value))
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    elif given[0] == "prompt":
+        text, ids = value, tokenizer.encode(value)
+    else:
+        text, ids = tokenizer.decode(value), value
+    if not ids:
+        raise InvalidRequestError(f"{where}: the prompt is empty; a reward needs a token before it")
+    answer, name = row.get("answer"), row.get("id")
+    return Prompt(
+        text=text,
+        token_ids=tuple(map(int, ids)),
+        answer=None if answer is None else str(answer),
+        id=None if name is None else str(name),
+        messages=messages,
+    )
+
+
+def step_indices(count: int, per_step: int, step: int, seed: int) -> list[int]:
+    """Which of `count` prompts step `step` (from 1 on) takes: each epoch goes through all in its own order.
+
+    A function of its arguments alone, so that a resumed run goes on in the same order.
+    """
+    taken = range((step - 1) * per_step, step * per_step)
+    epochs = {epoch: _shuffled(count, seed, epoch) for epoch in {at // count for at in taken}}
+    return [int(epochs[at // count][at % count]) for at in taken]
+
+
+def rollout_seeds(seed: int, step: int, count: int) -> list[int]:
+    """A seed for each of a step's responses; a function of its arguments alone."""
+    state: Sequence[int] = np.random.SeedSequence([seed, step]).generate_state(count).tolist()
+    return list(state)
+
+
+def _shuffled(count: int, seed: int, epoch: int) -> Any:
+    return np.random.default_rng([seed, epoch]).permutation(count)

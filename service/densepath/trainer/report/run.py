@@ -1,0 +1,162 @@
+"""The files of a `densepath train` run directory, checked; what is wrong is said with its file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepath.errors import InvalidRequestError
+
+PHASES = ("rollout", "rewards", "forward_backward", "weight_update", "held_out")
+
+Float64 = NDArray[np.float64]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A scored response: T tokens, each with its reward in nats."""
+
+    step: int
+    prompt: str
+    tokens: tuple[str, ...]
+    reward_T: Float64
+    sum: float
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """`evaluation.json`: a table that whoever made the run wants at the top of its page."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run has written so far. Arrays that end in `_S` have one entry a step."""
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    evaluation: Table | None
+
+    @property
+    def step_S(self) -> NDArray[np.int64]:
+        """The numbers of the steps, rising."""
+        return np.array([row["step"] for row in self.rows], dtype=np.int64)
+
+    def column(self, name: str, inside: str | None = None) -> Float64:
+        """`name` of every step, or `inside[name]`, float64 [S]; NaN where a step has none."""
+        places = [row if inside is None else row.get(inside) or {} for row in self.rows]
+        return np.array([_number(place.get(name)) for place in places], dtype=np.float64)
+
+    @property
+    def held_out_kinds(self) -> tuple[str, ...]:
+        """What the held-out check measured: greedy, sampled; none where no step has checked."""
+        return tuple(dict.fromkeys(kind for row in self.rows for kind in row.get("held_out") or {}))
+
+
+def read_run(directory: Path) -> Run:
+    """Read the run in `directory`. Raises InvalidRequestError where it is no run or has no step yet."""
+    manifest = _manifest(directory)
+    metrics = directory / "metrics.jsonl"
+    rows = [row for _, row in _objects(metrics)] if metrics.exists() else []
+    if not rows:
+        raise InvalidRequestError(
+            f"{directory} has no steps yet: metrics.jsonl gets a line with every step; ask again after one"
+        )
+    samples = directory / "samples.jsonl"
+    return Run(
+        directory,
+        manifest,
+        tuple(rows),
+        tuple(_sample(samples, line, row) for line, row in _objects(samples)) if samples.exists() else (),
+        _evaluation(directory / "evaluation.json"),
+    )
+
+
+def _manifest(directory: Path) -> Mapping[str, Any]:
+    path = directory / "manifest.json"
+    if not path.is_file():
+        raise InvalidRequestError(
+            f"{directory} is no run directory: it has no manifest.json; give one that `densepath train` wrote"
+        )
+    manifest = _object(path.read_bytes(), str(path))
+    if (kind := manifest.get("kind")) != "train":
+        raise InvalidRequestError(
+            f"{path} describes a run of kind {kind!r}; a report is made of a run of `densepath train`"
+        )
+    return manifest
+
+
+def _object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"{where} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidRequestError(f"{where} is not a JSON object")
+    return found
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects. A last line without its end is still being written, and is left out."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        found = _object(line, f"line {number} of {path}")
+        if not isinstance(found.get("step"), int):
+            raise InvalidRequestError(f"line {number} of {path} has no whole number under `step`")
+        yield number, found
+
+
+def _sample(path: Path, line: int, row: Row) -> Sample:
+    try:
+        sample = Sample(
+            row["step"],
+            str(row["prompt"]),
+            tuple(map(str, row["tokens"])),
+            np.array(row["rewards"], dtype=np.float64),
+            float(row["sum"]),
+            bool(row["ended"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"line {line} of {path} is no sample: it needs step, prompt, tokens, rewards, sum and ended"
+        ) from error
+    if sample.reward_T.shape != (len(sample.tokens),):
+        raise InvalidRequestError(
+            f"line {line} of {path} has {len(sample.tokens)} tokens and rewards of shape "
+            f"{sample.reward_T.shape}: one reward for each token is right"
+        )
+    return sample
+
+
+def _evaluation(path: Path) -> Table | None:
+    if not path.exists():
+        return None
+    found = _object(path.read_bytes(), str(path))
+    columns, rows = found.get("columns"), found.get("rows")
+    if not isinstance(columns, list) or not isinstance(rows, list):
+        raise InvalidRequestError(f"{path} needs `columns` and `rows`, both lists")
+    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        raise InvalidRequestError(f"{path} has a row without one cell for each of its {len(columns)} columns")
+    return Table(
+        str(found.get("title", "Evaluation")),
+        tuple(map(str, columns)),
+        tuple(map(tuple, rows)),
+        str(found.get("note") or ""),
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")

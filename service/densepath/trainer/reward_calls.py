@@ -1,0 +1,99 @@
+"""Rewards from the service, over HTTP through the client, while sampling goes on.
+
+All calls ask for one pair version. A service that is away is waited for, with capped and random waits; a
+reward that is missing is never a number, and no step is taken without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import monotonic
+from typing import Any, Self
+
+import stamina
+
+from densepath.client import Client, Score, Scores
+from densepath.errors import LateError, ModelVersionMismatchError, UnavailableError
+from densepath.trainer.errors import ServiceAwayError, TrainerError
+
+#: Requests under way at once, and the longest wait between two looks at a service that is away.
+CALLS = 4
+LONGEST_WAIT_SECONDS = 30.0
+
+#: Called with words when the service is away, and with None once it is back.
+OnWait = Callable[[str | None], None]
+
+
+class RewardCalls:
+    """The service at `url`, held to the pair version that it serves when this is made. Use it in a `with`."""
+
+    def __init__(self, url: str, *, api_key: str | None, wait_seconds: float, on_wait: OnWait) -> None:
+        self._client = Client(url, api_key=api_key)
+        self._wait_seconds, self._on_wait = wait_seconds, on_wait
+        self._threads = ThreadPoolExecutor(CALLS, thread_name_prefix="rewards")
+        self._calls: list[tuple[list[int], Future[Scores]]] = []
+        self.pair: dict[str, Any] = self._patiently(self._client.pair)
+        self._version = str(self.pair["version"])
+
+    def submit(self, index_N: list[int], items_N: list[dict[str, Any]]) -> None:
+        """Ask for the rewards of some responses; `index_N` names them in `collect`."""
+        self._calls.append((index_N, self._threads.submit(self._patiently, lambda: self._score(items_N))))
+
+    def collect(self) -> dict[int, Score]:
+        """The scores of everything submitted since the last call, by index, log-probabilities included."""
+        calls, self._calls = self._calls, []
+        scores: dict[int, Score] = {}
+        try:
+            for index_N, call in calls:
+                scores |= zip(index_N, call.result(), strict=True)
+        except ModelVersionMismatchError as error:
+            raise TrainerError(
+                f"the service serves another pair now, and this run's rewards are of {self._version}: "
+                "serve that pair again and go on, or start another run"
+            ) from error
+        finally:
+            for _, call in calls:
+                call.cancel()
+        return scores
+
+    def _score(self, items_N: Sequence[dict[str, Any]]) -> Scores:
+        return self._client.score(items_N, include=("logprobs",), model_version=self._version)
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """The call's answer, however often the service is away, for `wait_seconds` in a row at most."""
+        started, told = monotonic(), False
+
+        def away(error: Exception) -> bool:
+            nonlocal told
+            if not isinstance(error, (UnavailableError, LateError)):
+                return False
+            told = True
+            self._on_wait(f"the service is away for {monotonic() - started:.0f} s ({error}): waiting")
+            return True
+
+        try:
+            for attempt in stamina.retry_context(
+                on=away, attempts=None, timeout=self._wait_seconds, wait_max=LONGEST_WAIT_SECONDS
+            ):
+                with attempt:
+                    answer = call()
+        except (UnavailableError, LateError) as error:
+            raise ServiceAwayError(
+                f"the service did not come back within {self._wait_seconds:g} s ({error}): start it, and "
+                "give the same command again to go on from the last checkpoint"
+            ) from error
+        if told:
+            self._on_wait(None)
+        return answer
+
+    def close(self) -> None:
+        """Drop what is under way and close the connections."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,102 @@
+"""Rollouts by vLLM in this process, on the CPU and the CUDA build alike; weights are exchanged in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before vllm is imported. In process: a step's schedule then hangs on nothing but the step, so that a resumed
+# run samples the same ids; and weights are handed over as tensors.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner's threads are this process's too
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+from torch import Tensor
+from vllm import LLM, SamplingParams
+
+from densepath.trainer.types import Rollout
+
+
+class VllmRollouts:
+    """A copy of the policy in a vLLM engine of its own.
+
+    Where several processes train, each has an engine, and `external_launcher` makes vLLM live with their
+    process group.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_new_tokens: int,
+        eos_ids: frozenset[int],
+        dtype: str,
+        max_model_len: int,
+        memory: dict[str, Any],
+        processes: int = 1,
+    ) -> None:
+        self._llm = LLM(
+            model=str(directory),
+            skip_tokenizer_init=True,
+            trust_remote_code=False,
+            load_format="safetensors",
+            dtype=dtype,
+            max_model_len=max_model_len,
+            enforce_eager=True,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=0,
+            distributed_executor_backend="external_launcher" if processes > 1 else None,
+            **memory,
+        )
+        self._max_new_tokens, self._eos_ids = max_new_tokens, sorted(eos_ids)
+        self._made = 0
+
+    def generate(
+        self, prompt_ids_N: Sequence[Sequence[int]], seeds_N: Sequence[int] | None
+    ) -> Iterator[Rollout]:
+        """As `Rollouts.generate`: each response as soon as it has finished."""
+        engine = self._llm.llm_engine
+        place: dict[str, int] = {}
+        for n, prompt_ids in enumerate(prompt_ids_N):
+            self._made += 1
+            place[str(self._made)] = n
+            params = self._params(None if seeds_N is None else seeds_N[n])
+            engine.add_request(str(self._made), {"prompt_token_ids": list(prompt_ids)}, params)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    yield _rollout(place[output.request_id], output.outputs[0])
+
+    def _params(self, seed: int | None) -> Any:
+        return SamplingParams(
+            temperature=0.0 if seed is None else 1.0,
+            seed=seed,
+            max_tokens=self._max_new_tokens,
+            ignore_eos=True,  # the pair's EOS ids decide, and no others
+            stop_token_ids=self._eos_ids,
+            logprobs=0,
+            detokenize=False,
+        )
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Go on with these weights; what the cache holds of the old ones is dropped."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache: rollouts would mix two policies")
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+
+def _rollout(index: int, output: Any) -> Rollout:
+    ids = tuple(output.token_ids)
+    logp_T = tuple(of_token[i].logprob for i, of_token in zip(ids, output.logprobs, strict=True))
+    return Rollout(index, ids, output.finish_reason == "stop", logp_T)

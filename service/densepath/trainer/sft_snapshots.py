@@ -1,0 +1,75 @@
+"""Which steps of an SFT run become checkpoints, and keeping their weights until that is known.
+
+The shares count from the samples of the kept step. With early stopping that is any validated step, known at
+the end alone, so the steps that each of them would ask for are kept while it may still be the one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from densepath.errors import InvalidRequestError
+
+Parameters = dict[str, Tensor]
+
+
+def steps_at(shares: Sequence[float], kept: int, samples_S: Sequence[int]) -> dict[float, int]:
+    """For each share, above 0, the last step with at most that share of the samples of the step `kept`.
+
+    `samples_S[s]` is how many samples have been seen after step s. Raises InvalidRequestError where a share
+    comes before the end of the first step.
+    """
+    steps = {}
+    for share in shares:
+        samples = share * samples_S[kept] + 1e-6  # whole numbers survive the product: 0.29 * 100 is below 29
+        steps[share] = bisect_right(samples_S, samples, hi=kept + 1) - 1
+        if steps[share] == 0:
+            raise InvalidRequestError(
+                f"--checkpoint-at {share:g} of {samples_S[kept]} samples comes before the end of the first "
+                f"step, of {samples_S[1]}: give a larger share, a smaller --batch-size, more steps or, where "
+                "SFT may stop early, a larger --validate-every"
+            )
+    return steps
+
+
+class Snapshots:
+    """What is trained, as it was after each step that may become a checkpoint; a file a step in `folder`."""
+
+    def __init__(self, folder: Path, wanted: Mapping[int, set[int]]) -> None:
+        """`wanted[end]` are the steps that become checkpoints where `end` is the step that is kept."""
+        self._folder, self._wanted = folder, wanted
+        self._steps = set().union(*wanted.values())
+
+    def take(self, step: int, model: nn.Module) -> None:
+        """Keep the trained parameters, where this step may become a checkpoint."""
+        if step in self._steps:
+            trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+            save_file(trained, self._path(step))
+
+    def drop_before(self, best: int, step: int) -> None:
+        """Remove what neither `best`, the kept step so far, nor any end after `step` asks for."""
+        asking = [steps for end, steps in self._wanted.items() if end == best or end > step]
+        for done in self._steps - set().union(*asking):
+            self._path(done).unlink(missing_ok=True)
+        self._steps = set().union(*asking)
+
+    def load(self, step: int) -> Parameters:
+        """The parameters after a step, by name; none for step 0, the base model."""
+        return load_file(self._path(step)) if step else {}
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:06d}.safetensors"
+
+
+@torch.no_grad()
+def restore(model: nn.Module, parameters: Parameters) -> None:
+    """Copy each tensor into the parameter of its name; the others stay."""
+    named = dict(model.named_parameters())
+    for name, tensor in parameters.items():
+        named[name].copy_(tensor)

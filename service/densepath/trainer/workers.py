@@ -1,0 +1,83 @@
+"""The processes that train together: one, or those that `torchrun` and `accelerate launch` start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+
+class Workers:
+    """This process among those that train. Close it, or use it in a `with`."""
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(self.device)
+        if self.count > 1:
+            distributed.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo")
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def shard(self, model: Any) -> Any:
+        """FSDP2: each layer's parameters spread over the processes; the model as it is for one process."""
+        if self.count == 1:
+            return model
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.count,))
+        for layer in model.get_decoder().layers:
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part; the parts of all processes in order are the whole."""
+        size = -(-len(items) // self.count)
+        return items[self.rank * size : (self.rank + 1) * size]
+
+    def even_chunks(self, items: Sequence[T], size: int) -> list[Sequence[T]]:
+        """`items` in chunks of `size`, as many in every process: FSDP runs each forward in all of them."""
+        chunks = [items[at : at + size] for at in range(0, len(items), size)]
+        if self.count > 1:
+            most = max(self.gather(len(chunks)))
+            if len(chunks) < most:
+                raise ValueError("every process must have as many responses: make the batch divisible")
+        return chunks
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.count > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def close(self) -> None:
+        """Leave the group, where vLLM's engine has not left it at its own end."""
+        if self.count > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""A run that is killed again and again ends with the same bits as one that never was."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from densepath.trainer.rollouts import RolloutEngine
+from densepath.trainer.settings import TrainSettings
+from trainer.killed import run, spawn
+
+STEPS, KILLS = 24, 20
+
+
+def settings(directory: Path, url: str, sft: Path, prompts: Path, **changed: Any) -> TrainSettings:
+    """A short run in which everything that has a state has one: guards, held-out checks, two checkpoints."""
+    common = TrainSettings(
+        sft=sft,
+        prompts=prompts,
+        run=directory,
+        url=url,
+        steps=STEPS,
+        prompts_per_step=4,
+        rollouts=2,
+        max_new_tokens=24,
+        learning_rate=1e-4,
+        kl=1.0,
+        rollout_engine=RolloutEngine.TRANSFORMERS,
+        held_out=prompts,
+        check_every=10,
+        save_every=2,
+        keep=2,
+        wait_seconds=60.0,
+    )
+    return replace(common, **changed)
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    """The figures of every step, without what a clock says."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / "final" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_random_moments(
+    service: str, ending_pair: tuple[Path, Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    unbroken = settings(tmp_path / "unbroken", service, ending_pair[0], prompts_file)
+    process = spawn(run, unbroken, tmp_path / "log")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
+
+    rng, kills, run_count = random.Random(0), 0, 0
+    while kills < KILLS:
+        run_count += 1
+        broken = replace(unbroken, run=tmp_path / f"broken-{run_count}")
+        kills += kill_until_done(broken, rng, tmp_path / "log")
+        assert weights(broken.run) == weights(unbroken.run)
+        assert rows(broken.run) == rows(unbroken.run)
+    assert len(rows(unbroken.run)) == STEPS
+    assert (tmp_path / "log").read_text().count("going on after step") >= 5
+    assert weights(unbroken.run) != (ending_pair[0] / "model.safetensors").read_bytes()
+
+
+def kill_until_done(broken: TrainSettings, rng: random.Random, log: Path) -> int:
+    """Kill the run at random moments, later and later, until it ends by itself; how often it was killed."""
+    kills, longest = 0, 0.6
+    while True:
+        process = spawn(run, broken, log)
+        process.join(rng.uniform(0.0, longest))
+        if process.exitcode is not None:
+            assert process.exitcode == 0, log.read_text()[-2000:]
+            return kills
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        kills, longest = kills + 1, longest * 1.05
+
+
+def test_more_steps_later_are_the_same_as_at_once(
+    service: str, ending_pair: tuple[Path, Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    at_once = settings(tmp_path / "a", service, ending_pair[0], prompts_file, steps=6, held_out=None)
+    parts = replace(at_once, run=tmp_path / "b", steps=3)
+    for each in (at_once, parts, replace(parts, steps=6)):
+        process = spawn(run, each, tmp_path / "log")
+        process.join()
+        assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
+    assert weights(at_once.run) == weights(parts.run)
+    assert rows(at_once.run) == rows(parts.run)
