@@ -158,6 +158,22 @@ def sft(settings: SftSettings) -> None:
 
 
 @app.command()
+def demo(
+    directory: Annotated[
+        Path, typer.Option(help="Where it goes, some 20 MB; what is there already is not made again.")
+    ] = Path("densepath-demo"),
+) -> None:
+    """Run the paper's whole method on two CPU cores, without a download, in some minutes.
+
+    Base model, SFT, the pair's service, Dense-Path REINFORCE with its rewards, and an honest table of what
+    that gained. Each step is a densepath command, which is shown.
+    """
+    from densepath.demo.method import run_demo
+
+    run_demo(directory, say, Console(highlight=False))
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run of `densepath train`.")],
     output: Annotated[

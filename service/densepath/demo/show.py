@@ -20,7 +20,14 @@ _LEGEND = (
 
 
 def build_and_show(console: Console) -> Demo:
-    """The default demo, built with a bar a stage where it is missing; prints its measurements."""
+    """The default demo, built where it is missing; prints its measurements."""
+    demo = build_with_bars(console)
+    show(demo, console)
+    return demo
+
+
+def build_with_bars(console: Console) -> Demo:
+    """The default demo, built with a bar a stage where it is missing."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
@@ -30,9 +37,7 @@ def build_and_show(console: Console) -> Demo:
                 tasks[stage] = bars.add_task(stage)
             bars.update(tasks[stage], completed=done, total=total)
 
-        demo = build(default_directory(), progress)
-    show(demo, console)
-    return demo
+        return build(default_directory(), progress)
 
 
 def show(demo: Demo, console: Console) -> None:

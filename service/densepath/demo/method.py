@@ -1,0 +1,182 @@
+"""`densepath demo`: the paper's whole method on two CPU cores, by the commands that a user types.
+
+    base → densepath sft → densepath serve (a process of its own) → densepath train over HTTP → report
+                        ↘ densepath sft, continued for as many steps: what DPR has to beat
+
+What is there already is not made again, so that a demo that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from densepath.demo.recipe import Recipe
+from densepath.demo.show import build_with_bars
+from densepath.demo.task import OPERATIONS, Example, draw, held_out
+from densepath.demo.verdict import Compared, compare
+from densepath.errors import InternalError
+from densepath.runs import MANIFEST
+
+#: Of DPR, and of the SFT that is continued beside it: as many steps, as many samples.
+STEPS, BATCH = 120, 64
+#: The validation minimum is not known in advance; the SFT stops after so many steps at most.
+SFT_STEPS = 480
+#: Found on prompts of the training words, never on the held-out ones (docs/LOG.md).
+DPR = ("--gamma", "0", "--kl", "0.3", "--learning-rate", "2e-4")
+PROMPTS, CHECKED = 4096, 256
+LONGEST = 16  # tokens of a response
+STARTS_WITHIN = 300.0  # seconds
+STOPS_WITHIN = 60.0
+
+#: One thread a process: the models are tiny, and the service and the trainer share two cores.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run_demo(directory: Path, say: Console, show: Console) -> Compared:
+    """Run the method in `directory`; prints its table, and where the report lies."""
+    begin = time.monotonic()
+    directory.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe()
+    say.rule("the base model: pretrained on a mixture of behaviours, most of them wrong")
+    base = build_with_bars(say).reference_base
+    files = write_files(directory, recipe)
+    fine_tune(directory / "sft", base, files, recipe, say)
+    with serving(directory / "sft", directory / "service.log", say) as url:
+        continue_sft(directory / "continued", directory / "sft" / "final", files, recipe, say)
+        say.rule("Dense-Path REINFORCE, with the rewards of the service")
+        densepath(
+            say,
+            "train",
+            *("--sft", directory / "sft" / "final", "--url", url, "--run", directory / "dpr"),
+            *("--prompts", files["prompts"], "--held-out", files["check"], "--check-every", 20),
+            *("--steps", STEPS, "--prompts-per-step", BATCH, "--max-new-tokens", LONGEST, *DPR),
+        )
+    say.rule("what it gained")
+    finals = {name: directory / name / "final" for name in ("sft", "continued", "dpr")}
+    compared = compare(finals, files["held_out"], LONGEST, say)
+    show.print(compared.table())
+    show.print(compared.sentence(), soft_wrap=True)
+    (directory / "dpr" / "evaluation.json").write_text(json.dumps(compared.described(), indent=1))
+    densepath(say, "report", directory / "dpr")
+    say.print(f"{time.monotonic() - begin:.0f} s in all; everything lies in {directory}", soft_wrap=True)
+    return compared
+
+
+def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:
+    """Demonstrations, prompts and held-out prompts, as a user would bring them."""
+    rng = random.Random(f"the method {recipe.seed}")  # noqa: S311
+    imperfect = draw(recipe.demonstrations, rng)
+    rows = {
+        "demonstrations": [_demonstration(e) for e in islice(imperfect, recipe.training_demonstrations)],
+        "validation": [_demonstration(e) for e in islice(imperfect, recipe.validation_demonstrations)],
+        "prompts": [{"messages": list(e.messages)} for e in islice(imperfect, PROMPTS)],
+        "check": [_with_answer(e) for e in islice(imperfect, CHECKED)],
+        "held_out": [_with_answer(e) for e in held_out(recipe.held_out, rng)],
+    }
+    return {name: _write(directory / f"{name}.jsonl", of_file) for name, of_file in rows.items()}
+
+
+def _demonstration(example: Example) -> dict[str, object]:
+    return {"messages": list(example.messages), "response": example.response}
+
+
+def _with_answer(example: Example) -> dict[str, object]:
+    """The right answer, whatever the demonstration says."""
+    operation, _, word = example.messages[-1]["content"].partition(": ")
+    return {"messages": list(example.messages), "answer": OPERATIONS[operation](word)}
+
+
+def _write(path: Path, rows: Iterable[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def fine_tune(run: Path, base: Path, files: dict[str, Path], recipe: Recipe, say: Console) -> None:
+    """SFT on imperfect demonstrations, stopped at its validation minimum, with the halfway checkpoint."""
+    say.rule("SFT on imperfect demonstrations, to its validation minimum")
+    until = ("--validate-every", recipe.validate_every, "--patience", recipe.patience)
+    _sft(run, base, files, recipe, SFT_STEPS, say, "--validation", files["validation"], *until)
+
+
+def continue_sft(run: Path, sft: Path, files: dict[str, Path], recipe: Recipe, say: Console) -> None:
+    """The same SFT, continued for as many steps and samples as DPR takes."""
+    say.rule("the same SFT, continued for as many steps as DPR takes")
+    _sft(run, sft, files, recipe, STEPS, say)
+
+
+def _sft(
+    run: Path, start: Path, files: dict[str, Path], recipe: Recipe, steps: int, say: Console, *more: object
+) -> None:
+    if (run / MANIFEST).is_file():
+        say.print(f"{run} is there already", soft_wrap=True)
+        return
+    shutil.rmtree(run, ignore_errors=True)  # what a killed run left
+    densepath(
+        say,
+        "sft",
+        *("--base", start, "--demonstrations", files["demonstrations"], "--run", run, "--max-steps", steps),
+        *("--batch-size", recipe.sft_batch, "--learning-rate", recipe.sft_rate, *more),
+    )
+
+
+def densepath(say: Console, *words: object) -> None:
+    """Run a densepath command, shown as a person types it. Raises InternalError where it fails."""
+    say.print(f"$ densepath {' '.join(map(str, words))}", style="bold", soft_wrap=True, markup=False)
+    if subprocess.run(_command(*words), env=os.environ | _ENVIRONMENT, check=False).returncode:  # noqa: S603
+        raise InternalError(f"`densepath {words[0]}` failed: its last lines, above, say why")
+
+
+@contextmanager
+def serving(run: Path, log: Path, say: Console) -> Iterator[str]:
+    """The URL of a service of a run's pair, in a process of its own."""
+    say.rule("the service: both checkpoints in one engine")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ("serve", "--pair", run, "--port", port)
+    say.print(f"$ densepath {' '.join(map(str, words))}", style="bold", soft_wrap=True, markup=False)
+    with log.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603
+            _command(*words), env=os.environ | _ENVIRONMENT, stdout=file, stderr=file
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_ready(process, url, log)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOPS_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)  # between two looks at the condition
+    raise InternalError(f"the service did not become ready: {log} says why")
+
+
+def _command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "densepath", *map(str, words)]
