@@ -1,6 +1,6 @@
 # The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve check test bench lock clean
+.PHONY: help setup serve demo check test bench lock clean
 
 BIN := .venv/bin
 SCRIPTS := scripts/setup scripts/lock scripts/common.sh .ci/run
@@ -13,6 +13,9 @@ setup: ## make .venv: the engine that fits this machine (CPU or CUDA), the tools
 
 serve: setup ## build the small demo pair once and serve it
 	$(BIN)/densepath serve --demo
+
+demo: setup ## run the paper's whole method on two cores: SFT, the pair's service, DPR, a report
+	$(BIN)/densepath demo
 
 check: setup ## format, lint, types, import contracts, scripts, containers
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -25,10 +25,10 @@ def free_port() -> int:
 
 
 def start(
-    *options: str | Path, log: Path, env: dict[str, str] | None = None
+    *options: str | Path, log: Path, env: dict[str, str] | None = None, port: int | None = None
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start the service; it may not be ready yet."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "densepath", "serve", "--port", str(port), *map(str, options)]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(env or {})})
@@ -67,3 +67,21 @@ def serving(
     finally:
         process.kill()
         process.wait()
+
+
+def finish(command: list[str], *, env: dict[str, str], within: float) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in a group of its own: nothing that it started is left, whatever happens."""
+    process = subprocess.Popen(
+        command,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=within)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

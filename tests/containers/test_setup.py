@@ -100,7 +100,7 @@ def test_a_directory_that_is_no_environment_is_left_alone(tmp_path: Path) -> Non
     assert (tmp_path / "work").read_text() == "precious"
 
 
-@pytest.mark.parametrize("target", ["serve", "check", "test", "bench"])
+@pytest.mark.parametrize("target", ["serve", "demo", "check", "test", "bench"])
 def test_each_target_sets_up_what_is_missing(target: str) -> None:
     command = ["make", "--dry-run", "--no-print-directory", target]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

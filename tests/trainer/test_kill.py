@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import signal
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from densepath.trainer.rollouts import RolloutEngine
 from densepath.trainer.settings import TrainSettings
+from live import free_port, start, wait_ready
 from trainer.killed import run, spawn
 
 STEPS, KILLS = 24, 20
@@ -98,3 +101,53 @@ def test_more_steps_later_are_the_same_as_at_once(
         assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
     assert weights(at_once.run) == weights(parts.run)
     assert rows(at_once.run) == rows(parts.run)
+
+
+@pytest.mark.timeout(600)
+def test_a_service_killed_in_the_middle_loses_and_doubles_no_step(
+    service: str, ending_pair: tuple[Path, Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    clean = settings(tmp_path / "clean", service, ending_pair[0], prompts_file, steps=12)
+    process = spawn(run, clean, tmp_path / "log")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
+
+    port, log, served = free_port(), tmp_path / "trainer", tmp_path / "service"
+    pair = ("--sft", ending_pair[0], "--reference", ending_pair[1], "--engine", "transformers")
+    hit = replace(clean, run=tmp_path / "hit", url=f"http://127.0.0.1:{port}")
+    one = {"OMP_NUM_THREADS": "1"}
+    first, url = start(*pair, log=served, env=one, port=port)
+    wait_ready(first, url, served)
+    process = spawn(run, hit, log)
+    try:
+        until(lambda: len(metrics(hit.run)) >= 3, process)
+        first.kill()
+        first.wait()
+        until(lambda: "the service is away" in log.read_text(), process)
+        steps = len(metrics(hit.run))
+        second, url = start(*pair, log=served, env=one, port=port)
+        try:
+            process.join()
+        finally:
+            second.kill()
+            second.wait()
+    finally:
+        process.kill()
+        first.kill()
+    assert process.exitcode == 0, log.read_text()[-2000:]
+    assert steps < 12, "it was hit in the middle"
+    assert "the service is back" in log.read_text()
+    assert rows(hit.run) == rows(clean.run)
+    assert weights(hit.run) == weights(clean.run)
+
+
+def metrics(directory: Path) -> list[str]:
+    path = directory / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def until(true: Callable[[], bool], process: BaseProcess) -> None:
+    """Wait for a condition, as long as the process lives."""
+    while not true():
+        process.join(0.02)
+        assert process.exitcode is None, "it ended before"

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from densepath.trainer.errors import NonFiniteStepError
 from densepath.trainer.learner import Learner, Weighted
 from densepath.trainer.workers import Workers
+from live import finish
 
 RATE = 1e-4
 
@@ -155,21 +152,9 @@ def test_two_processes_take_the_step_of_one(
     script, saved = tmp_path / "step.py", tmp_path / "two.safetensors"
     script.write_text(_STEP)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(
-        [*command, str(script), str(pair_dirs[0]), str(saved)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said[-3000:]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = finish([*command, str(script), str(pair_dirs[0]), str(saved)], env=environment, within=120)
+    assert done.returncode == 0, done.stderr[-3000:]
     two = load_file(saved)
     one = dict(learner.weights())
     assert two.keys() == one.keys()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +17,7 @@ from densepath import cli
 from densepath.engine.transformers import TransformersScorer
 from densepath.pair import load_pair
 from densepath.sequences import from_response
-from live import free_port, serving
+from live import finish, free_port, serving
 
 SMALL = ("--kv-cache-memory-bytes", str(32 << 20), "--max-model-len", "256")
 
@@ -34,23 +31,11 @@ def vllm_service(ending_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPa
 
 
 def train(
-    *options: str | Path, launcher: tuple[str, ...] = ("-m", "densepath"), env: dict[str, str] | None = None
+    *options: str | Path, launcher: tuple[str, ...] = ("-m", "densepath")
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; nothing of it is left."""
-    process = subprocess.Popen(
-        [sys.executable, *launcher, "train", *map(str, options)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=280)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    command = [sys.executable, *launcher, "train", *map(str, options)]
+    return finish(command, env={"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}, within=280)
 
 
 def options(url: str, sft: Path, prompts: Path, run: Path) -> list[str | Path]:

@@ -27,7 +27,7 @@ from rich.console import Console
 from densepath.demo.recipe import Recipe
 from densepath.demo.show import build_with_bars
 from densepath.demo.task import OPERATIONS, Example, draw, held_out
-from densepath.demo.verdict import Compared, compare
+from densepath.demo.verdict import Compared, compare, describe, table_of
 from densepath.errors import InternalError
 from densepath.runs import MANIFEST
 
@@ -37,7 +37,7 @@ STEPS, BATCH = 120, 64
 SFT_STEPS = 480
 #: Found on prompts of the training words, never on the held-out ones (docs/LOG.md).
 DPR = ("--gamma", "0", "--kl", "0.3", "--learning-rate", "2e-4")
-PROMPTS, CHECKED = 4096, 256
+PROMPTS, CHECKED, HELD_OUT = 4096, 256, 600
 LONGEST = 16  # tokens of a response
 STARTS_WITHIN = 300.0  # seconds
 STOPS_WITHIN = 60.0
@@ -46,13 +46,13 @@ STOPS_WITHIN = 60.0
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def run_demo(directory: Path, say: Console, show: Console) -> Compared:
+def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None = None) -> list[Compared]:
     """Run the method in `directory`; prints its table, and where the report lies."""
     begin = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe()
+    recipe = recipe or Recipe()
     say.rule("the base model: pretrained on a mixture of behaviours, most of them wrong")
-    base = build_with_bars(say).reference_base
+    base = build_with_bars(say, recipe).reference_base
     files = write_files(directory, recipe)
     fine_tune(directory / "sft", base, files, recipe, say)
     with serving(directory / "sft", directory / "service.log", say) as url:
@@ -67,17 +67,22 @@ def run_demo(directory: Path, say: Console, show: Console) -> Compared:
         )
     say.rule("what it gained")
     finals = {name: directory / name / "final" for name in ("sft", "continued", "dpr")}
-    compared = compare(finals, files["held_out"], LONGEST, say)
-    show.print(compared.table())
-    show.print(compared.sentence(), soft_wrap=True)
-    (directory / "dpr" / "evaluation.json").write_text(json.dumps(compared.described(), indent=1))
+    sets = {"prompts as trained on": files["held_out"], "English words": files["english"]}
+    compared = [compare(name, finals, path, LONGEST, say) for name, path in sets.items()]
+    described = describe(compared)
+    show.print(table_of(described))
+    show.print(described["note"], soft_wrap=True)
+    (directory / "dpr" / "evaluation.json").write_text(json.dumps(described, indent=1))
     densepath(say, "report", directory / "dpr")
     say.print(f"{time.monotonic() - begin:.0f} s in all; everything lies in {directory}", soft_wrap=True)
     return compared
 
 
 def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:
-    """Demonstrations, prompts and held-out prompts, as a user would bring them."""
+    """Demonstrations, prompts and held-out prompts, as a user would bring them.
+
+    Words are six random letters, so that no prompt stands in two files; `english` has words of another kind.
+    """
     rng = random.Random(f"the method {recipe.seed}")  # noqa: S311
     imperfect = draw(recipe.demonstrations, rng)
     rows = {
@@ -85,7 +90,8 @@ def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:
         "validation": [_demonstration(e) for e in islice(imperfect, recipe.validation_demonstrations)],
         "prompts": [{"messages": list(e.messages)} for e in islice(imperfect, PROMPTS)],
         "check": [_with_answer(e) for e in islice(imperfect, CHECKED)],
-        "held_out": [_with_answer(e) for e in held_out(recipe.held_out, rng)],
+        "held_out": [_with_answer(e) for e in islice(imperfect, HELD_OUT)],
+        "english": [_with_answer(e) for e in held_out(recipe.held_out, rng)],
     }
     return {name: _write(directory / f"{name}.jsonl", of_file) for name, of_file in rows.items()}
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from densepath.demo.recipe import Recipe
 from densepath.demo.store import Demo, build, default_directory
 
 _LEGEND = (
@@ -21,13 +22,13 @@ _LEGEND = (
 
 def build_and_show(console: Console) -> Demo:
     """The default demo, built where it is missing; prints its measurements."""
-    demo = build_with_bars(console)
+    demo = build_with_bars(console, Recipe())
     show(demo, console)
     return demo
 
 
-def build_with_bars(console: Console) -> Demo:
-    """The default demo, built with a bar a stage where it is missing."""
+def build_with_bars(console: Console, recipe: Recipe) -> Demo:
+    """The recipe's demo in its default place, built with a bar a stage where it is missing."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
@@ -37,7 +38,7 @@ def build_with_bars(console: Console) -> Demo:
                 tasks[stage] = bars.add_task(stage)
             bars.update(tasks[stage], completed=done, total=total)
 
-        return build(default_directory(), progress)
+        return build(default_directory(recipe), progress, recipe)
 
 
 def show(demo: Demo, console: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,56 +17,66 @@ from densepath.trainer.settings_eval import EvalSettings
 from densepath.trainer.statistics import Estimate, estimate_difference, estimate_mean
 
 NAMES = {
-    "sft": "SFT, at its validation minimum",
-    "continued": "the same, continued",
+    "sft": "SFT at its validation minimum",
+    "continued": "SFT continued",
     "dpr": "Dense-Path REINFORCE",
 }
-SEEDS = 8
+SEEDS = 4
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Accuracies of the policies, and DPR's lead over the others; by how they were decoded."""
+    """Accuracies of the policies on one held-out set, and DPR's lead over the others, by how they decode."""
 
+    held_out: str
     prompts: int
     accuracy: Mapping[str, Mapping[str, Estimate]]  # how → name → share
     lead: Mapping[str, Mapping[str, Estimate]]  # how → the other's name → DPR's share less its
 
     def sentence(self) -> str:
-        """Whom DPR is ahead of, by intervals that do not hold 0."""
+        """Whom DPR is ahead of: an interval of 95 % over prompts that does not hold 0."""
         said = []
         for how, lead in self.lead.items():
             ahead = [NAMES[name] for name, found in lead.items() if found.interval[0] > 0]
             behind = [NAMES[name] for name, found in lead.items() if found.interval[1] < 0]
             even = [NAMES[n] for n, f in lead.items() if f.interval[0] <= 0 <= f.interval[1]]
             parts = [("ahead of", ahead), ("behind", behind), ("not told apart from", even)]
-            said.append(f"{how}: " + ", ".join(f"{w} {' and '.join(of)}" for w, of in parts if of))
-        return "DPR is, " + "; ".join(said) + f" (95 % intervals over {self.prompts} prompts)."
+            said.append(f"{how}, DPR is " + ", ".join(f"{w} {' and '.join(of)}" for w, of in parts if of))
+        return f"{self.held_out}: " + "; ".join(said) + "."
 
-    def table(self) -> Table:
-        """For a terminal."""
-        described = self.described()
-        table = Table(*described["columns"], title=described["title"])
-        for row in described["rows"]:
-            table.add_row(*row)
-        return table
-
-    def described(self) -> dict[str, Any]:
-        """The table and the sentence, as the report takes them."""
-        rows = [
+    def rows(self) -> list[list[str]]:
+        """One for each policy."""
+        return [
             [
+                f"{self.held_out}, {self.prompts}",
                 NAMES[name],
                 *(_share(self.accuracy[how][name]) for how in self.accuracy),
                 *(_points(self.lead[how].get(name)) for how in self.lead),
             ]
             for name in NAMES
         ]
-        columns = ["policy", *self.accuracy, *(f"DPR's lead, {how}" for how in self.lead)]
-        title = f"Right answers that end, {self.prompts} held-out prompts, {SEEDS} samples of each"
-        return {"title": title, "columns": columns, "rows": rows, "note": self.sentence()}
 
 
-def compare(finals: Mapping[str, Path], held_out: Path, longest: int, say: Console) -> Compared:
+def describe(compared: Sequence[Compared]) -> dict[str, Any]:
+    """One table of all held-out sets and what follows from it, as the report takes them."""
+    hows = list(compared[0].accuracy)
+    return {
+        "title": f"Right answers that end, in %, with 95 % intervals over prompts; {SEEDS} samples of each",
+        "columns": ["held out", "policy", *hows, *(f"DPR's lead, {how}" for how in hows)],
+        "rows": [row for one in compared for row in one.rows()],
+        "note": " ".join(one.sentence() for one in compared),
+    }
+
+
+def table_of(described: Mapping[str, Any]) -> Table:
+    """The same for a terminal."""
+    table = Table(*described["columns"], title=described["title"])
+    for row in described["rows"]:
+        table.add_row(*row)
+    return table
+
+
+def compare(name: str, finals: Mapping[str, Path], held_out: Path, longest: int, say: Console) -> Compared:
     """Answer the held-out prompts with each policy, greedily and sampled, under the same seeds."""
     settings = EvalSettings(
         checkpoints=list(finals.values()),
@@ -75,15 +85,16 @@ def compare(finals: Mapping[str, Path], held_out: Path, longest: int, say: Conso
         max_new_tokens=longest,
         engine=RolloutEngine.TRANSFORMERS,
     )
-    subjects = [open_subject(directory, NAMES[name]) for name, directory in finals.items()]
+    subjects = [open_subject(directory, NAMES[policy]) for policy, directory in finals.items()]
     evaluated = evaluate(subjects, held_out, settings, builder(settings), say)
-    return _compare(dict(zip(finals, evaluated, strict=True)))
+    return _compare(name, dict(zip(finals, evaluated, strict=True)))
 
 
-def _compare(evaluated: Mapping[str, Evaluated]) -> Compared:
+def _compare(held_out: str, evaluated: Mapping[str, Evaluated]) -> Compared:
     dpr = evaluated["dpr"].rounds()
     score = {how: {name: mean_score(one.rounds()[how]) for name, one in evaluated.items()} for how in dpr}
     return Compared(
+        held_out=held_out,
         prompts=len(evaluated["dpr"].prompts),
         accuracy={how: {n: estimate_mean(s) for n, s in of_how.items()} for how, of_how in score.items()},
         lead={
@@ -95,7 +106,7 @@ def _compare(evaluated: Mapping[str, Evaluated]) -> Compared:
 
 def _share(found: Estimate) -> str:
     low, high = found.interval
-    return f"{found.value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * found.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _points(found: Estimate | None) -> str:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from densepath.trainer.types import Rollout
 
 # Before vllm is imported. In process: a step's schedule then hangs on nothing but the step, so that a resumed
 # run samples the same ids; and weights are handed over as tensors.
@@ -13,13 +20,16 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner's threads are this process's too
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "VLLM_CPU_OMP_THREADS_BIND", "nobind"
+    )  # the learner's threads are this process's too
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs a minute, and gains little on a CPU
+    # What vLLM's CPU build brings about at every start: torch's deprecated names, a Triton that is not there.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.triton_utils\.dispatcher")
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 
-from torch import Tensor
 from vllm import LLM, SamplingParams
-
-from densepath.trainer.types import Rollout
 
 
 class VllmRollouts:
@@ -47,9 +57,10 @@ class VllmRollouts:
             load_format="safetensors",
             dtype=dtype,
             max_model_len=max_model_len,
-            enforce_eager=True,
+            enforce_eager=not torch.cuda.is_available(),
             enable_prefix_caching=True,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             seed=0,
             distributed_executor_backend="external_launcher" if processes > 1 else None,
             **memory,
