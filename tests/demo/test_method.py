@@ -16,15 +16,18 @@ from densepath.runs import read_sft_run
 from densepath.trainer.statistics import Estimate
 
 SHORT = replace(
-    Recipe(), pretraining_steps=300, sft_steps=16, training_demonstrations=512, validation_demonstrations=64
+    method.RECIPE,
+    pretraining_steps=300,
+    sft_steps=16,
+    training_demonstrations=512,
+    validation_demonstrations=64,
 )
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(900)
 def test_the_method_runs_from_base_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, value in {"STEPS": 3, "BATCH": 16, "SFT_STEPS": 16, "HELD_OUT": 40}.items():
+    for name, value in {"STEPS": 3, "BATCH": 16, "HELD_OUT": 40}.items():
         monkeypatch.setattr(method, name, value)
     monkeypatch.setattr(method, "DPR", ("--gamma", "0", "--kl", "0.3", "--learning-rate", "1e-4"))
     directory, log = tmp_path / "demo", tmp_path / "said"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
 from densepath.demo.evaluation import evaluate
@@ -33,12 +34,9 @@ def build_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> tuple[list
     """
     tokenizer = make_tokenizer()
     seconds: dict[str, float] = {}
-    with _threads(_THREADS), _no_bars(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = make_model(recipe, tokenizer)
+    with _alone():
         with _timed("pretraining", seconds):
-            rng = random.Random(f"pretraining {recipe.seed}")  # noqa: S311
-            pretrain(model, recipe, tokenizer, rng, partial(progress, "pretraining"))
+            model = _pretrained(recipe, tokenizer, progress)
         weights_base = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         with _timed("fine-tuning", seconds):
             rng = random.Random(f"demonstrations {recipe.seed}")  # noqa: S311
@@ -57,6 +55,29 @@ def build_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> tuple[list
         "sft": _describe(sft, recipe),
         **found,
     }
+
+
+def build_base_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> None:
+    """Write the base model alone, the one that `build_into` fine-tunes, into `folder`."""
+    tokenizer = make_tokenizer()
+    with _alone():
+        _pretrained(recipe, tokenizer, progress).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _pretrained(recipe: Recipe, tokenizer: Any, progress: ProgressFn) -> LlamaForCausalLM:
+    torch.manual_seed(recipe.seed)
+    model = make_model(recipe, tokenizer)
+    rng = random.Random(f"pretraining {recipe.seed}")  # noqa: S311
+    pretrain(model, recipe, tokenizer, rng, partial(progress, "pretraining"))
+    return model
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One thread, no bars of the library's, and torch's global generator as it was, afterwards."""
+    with _threads(_THREADS), _no_bars(), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def _describe(sft: Sft, recipe: Recipe) -> dict[str, float]:

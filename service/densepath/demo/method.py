@@ -24,19 +24,21 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from densepath.demo.recipe import Recipe
-from densepath.demo.show import build_with_bars
+from densepath.demo.recipe import Mixture, Recipe
+from densepath.demo.show import stage_bars
 from densepath.demo.task import OPERATIONS, Example, draw, held_out
 from densepath.demo.verdict import Compared, compare, describe, table_of
 from densepath.errors import InternalError
+from densepath.files import commit_directory
 from densepath.runs import MANIFEST
 
 #: Of DPR, and of the SFT that is continued beside it: as many steps, as many samples.
-STEPS, BATCH = 120, 64
-#: The validation minimum is not known in advance; the SFT stops after so many steps at most.
-SFT_STEPS = 480
-#: Found on prompts of the training words, never on the held-out ones (docs/LOG.md).
-DPR = ("--gamma", "0", "--kl", "0.3", "--learning-rate", "2e-4")
+STEPS, BATCH = 80, 64
+#: A base model whose likeliest behaviour is wrong, and an SFT slow enough to leave a clear ratio: a case in
+#: which `densepath probe` promises a gain (docs/LOG.md).
+RECIPE = Recipe(pretraining=Mixture(0.20, 0.68, 0.06, 0.04, 0.02), sft_rate=3e-5, sft_steps=1600)
+#: As in the first measurements of the method; prompts of the held-out files decided nothing (docs/LOG.md).
+DPR = ("--gamma", "0", "--kl", "0.5", "--learning-rate", "1e-4")
 PROMPTS, CHECKED, HELD_OUT = 4096, 256, 600
 LONGEST = 16  # tokens of a response
 STARTS_WITHIN = 300.0  # seconds
@@ -50,11 +52,11 @@ def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None
     """Run the method in `directory`; prints its table, and where the report lies."""
     begin = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
-    recipe = recipe or Recipe()
+    recipe = recipe or RECIPE
     say.rule("the base model: pretrained on a mixture of behaviours, most of them wrong")
-    base = build_with_bars(say, recipe).reference_base
+    pretrain(directory / "base", recipe, say)
     files = write_files(directory, recipe)
-    fine_tune(directory / "sft", base, files, recipe, say)
+    fine_tune(directory / "sft", directory / "base", files, recipe, say)
     with serving(directory / "sft", directory / "service.log", say) as url:
         continue_sft(directory / "continued", directory / "sft" / "final", files, recipe, say)
         say.rule("Dense-Path REINFORCE, with the rewards of the service")
@@ -76,6 +78,21 @@ def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None
     densepath(say, "report", directory / "dpr")
     say.print(f"{time.monotonic() - begin:.0f} s in all; everything lies in {directory}", soft_wrap=True)
     return compared
+
+
+def pretrain(directory: Path, recipe: Recipe, say: Console) -> None:
+    """The recipe's base model, in `directory`."""
+    if directory.is_dir():
+        say.print(f"{directory} is there already", soft_wrap=True)
+        return
+    from densepath.demo.builder import build_base_into
+
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    with stage_bars(say) as progress:
+        build_base_into(partial, recipe, progress)
+    commit_directory(partial, directory)
 
 
 def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:
@@ -112,10 +129,10 @@ def _write(path: Path, rows: Iterable[object]) -> Path:
 
 
 def fine_tune(run: Path, base: Path, files: dict[str, Path], recipe: Recipe, say: Console) -> None:
-    """SFT on imperfect demonstrations, stopped at its validation minimum, with the halfway checkpoint."""
+    """SFT on imperfect demonstrations to its validation minimum, with the halfway checkpoint."""
     say.rule("SFT on imperfect demonstrations, to its validation minimum")
     until = ("--validate-every", recipe.validate_every, "--patience", recipe.patience)
-    _sft(run, base, files, recipe, SFT_STEPS, say, "--validation", files["validation"], *until)
+    _sft(run, base, files, recipe, recipe.sft_steps, say, "--validation", files["validation"], *until)
 
 
 def continue_sft(run: Path, sft: Path, files: dict[str, Path], recipe: Recipe, say: Console) -> None:

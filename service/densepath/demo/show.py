@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from densepath.demo.recipe import Recipe
-from densepath.demo.store import Demo, build, default_directory
+from densepath.demo.store import Demo, ProgressFn, build, default_directory
 
 _LEGEND = (
     "AUROC: the chance that a wrong token scores higher than a right one, both drawn over all responses' "
@@ -21,14 +21,16 @@ _LEGEND = (
 
 
 def build_and_show(console: Console) -> Demo:
-    """The default demo, built where it is missing; prints its measurements."""
-    demo = build_with_bars(console, Recipe())
+    """The default demo, built with a bar a stage where it is missing; prints its measurements."""
+    with stage_bars(console) as progress:
+        demo = build(default_directory(), progress)
     show(demo, console)
     return demo
 
 
-def build_with_bars(console: Console, recipe: Recipe) -> Demo:
-    """The recipe's demo in its default place, built with a bar a stage where it is missing."""
+@contextmanager
+def stage_bars(console: Console) -> Iterator[ProgressFn]:
+    """A bar a stage, for whatever reports its progress so."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
@@ -38,7 +40,7 @@ def build_with_bars(console: Console, recipe: Recipe) -> Demo:
                 tasks[stage] = bars.add_task(stage)
             bars.update(tasks[stage], completed=done, total=total)
 
-        return build(default_directory(recipe), progress, recipe)
+        yield progress
 
 
 def show(demo: Demo, console: Console) -> None:
