@@ -102,7 +102,7 @@ def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:
     """
     rng = random.Random(f"the method {recipe.seed}")  # noqa: S311
     imperfect = draw(recipe.demonstrations, rng)
-    rows = {
+    rows: dict[str, list[dict[str, object]]] = {
         "demonstrations": [_demonstration(e) for e in islice(imperfect, recipe.training_demonstrations)],
         "validation": [_demonstration(e) for e in islice(imperfect, recipe.validation_demonstrations)],
         "prompts": [{"messages": list(e.messages)} for e in islice(imperfect, PROMPTS)],
