@@ -27,7 +27,7 @@ from rich.console import Console
 from densepath.demo.recipe import Mixture, Recipe
 from densepath.demo.show import stage_bars
 from densepath.demo.task import OPERATIONS, Example, draw, held_out
-from densepath.demo.verdict import Compared, compare, describe, table_of
+from densepath.demo.verdict import Compared, compare, describe
 from densepath.errors import InternalError
 from densepath.files import commit_directory
 from densepath.runs import MANIFEST
@@ -69,10 +69,11 @@ def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None
         )
     say.rule("what it gained")
     finals = {name: directory / name / "final" for name in ("sft", "continued", "dpr")}
-    sets = {"prompts as trained on": files["held_out"], "English words": files["english"]}
+    sets = {"fresh prompts": files["held_out"], "prompts with English words": files["english"]}
     compared = [compare(name, finals, path, LONGEST, say) for name, path in sets.items()]
     described = describe(compared)
-    show.print(table_of(described))
+    for one in compared:
+        show.print(one.table())
     show.print(described["note"], soft_wrap=True)
     (directory / "dpr" / "evaluation.json").write_text(json.dumps(described, indent=1))
     densepath(say, "report", directory / "dpr")

@@ -17,9 +17,9 @@ from densepath.trainer.settings_eval import EvalSettings
 from densepath.trainer.statistics import Estimate, estimate_difference, estimate_mean
 
 NAMES = {
-    "sft": "SFT at its validation minimum",
+    "sft": "SFT",
     "continued": "SFT continued",
-    "dpr": "Dense-Path REINFORCE",
+    "dpr": "DPR",
 }
 SEEDS = 4
 
@@ -42,13 +42,23 @@ class Compared:
             even = [NAMES[n] for n, f in lead.items() if f.interval[0] <= 0 <= f.interval[1]]
             parts = [("ahead of", ahead), ("behind", behind), ("not told apart from", even)]
             said.append(f"{how}, DPR is " + ", ".join(f"{w} {' and '.join(of)}" for w, of in parts if of))
-        return f"{self.held_out}: " + "; ".join(said) + "."
+        return f"{self.held_out[0].upper()}{self.held_out[1:]}: " + "; ".join(said) + "."
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(*self.columns(), title=f"Right answers that end, %: {self.prompts} {self.held_out}")
+        for row in self.rows():
+            table.add_row(*row)
+        return table
+
+    def columns(self) -> list[str]:
+        """Of `rows`."""
+        return ["policy", *self.accuracy, *(f"{how}, DPR's lead" for how in self.lead)]
 
     def rows(self) -> list[list[str]]:
         """One for each policy."""
         return [
             [
-                f"{self.held_out}, {self.prompts}",
                 NAMES[name],
                 *(_share(self.accuracy[how][name]) for how in self.accuracy),
                 *(_points(self.lead[how].get(name)) for how in self.lead),
@@ -59,21 +69,12 @@ class Compared:
 
 def describe(compared: Sequence[Compared]) -> dict[str, Any]:
     """One table of all held-out sets and what follows from it, as the report takes them."""
-    hows = list(compared[0].accuracy)
     return {
         "title": f"Right answers that end, in %, with 95 % intervals over prompts; {SEEDS} samples of each",
-        "columns": ["held out", "policy", *hows, *(f"DPR's lead, {how}" for how in hows)],
-        "rows": [row for one in compared for row in one.rows()],
+        "columns": ["held out", *compared[0].columns()],
+        "rows": [[f"{one.prompts} {one.held_out}", *row] for one in compared for row in one.rows()],
         "note": " ".join(one.sentence() for one in compared),
     }
-
-
-def table_of(described: Mapping[str, Any]) -> Table:
-    """The same for a terminal."""
-    table = Table(*described["columns"], title=described["title"])
-    for row in described["rows"]:
-        table.add_row(*row)
-    return table
 
 
 def compare(name: str, finals: Mapping[str, Path], held_out: Path, longest: int, say: Console) -> Compared:
