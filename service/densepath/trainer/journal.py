@@ -68,11 +68,6 @@ class Journal:
             )
         return dict(manifest)
 
-    @property
-    def stopped(self) -> dict[str, Any] | None:
-        """Why and after which step the run has ended; None while it goes on."""
-        return self._manifest["stopped"]  # type: ignore[no-any-return]
-
     def stop(self, step: int, why: str) -> None:
         """The run has ended."""
         self._manifest["stopped"] = {"step": step, "why": why}
@@ -80,6 +75,8 @@ class Journal:
 
     def go_back(self, step: int) -> list[Row]:
         """Keep what belongs to the steps up to `step`, where the run goes on; their rows of metrics.jsonl."""
+        self._manifest["stopped"] = None
+        self._write()
         kept: dict[str, list[Row]] = {}
         for name in (METRICS, SAMPLES):
             kept[name] = [row for row in _read_rows(self.directory / name) if row["step"] <= step]

@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -163,7 +162,9 @@ def _go_back(
 
 
 def _save(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int) -> None:
-    weights, moments = _whole(learner)
+    # Sharded tensors are gathered in every process, one at a time; the first keeps them.
+    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
+    moments = [(name, tensor.cpu()) for name, tensor in learner.moments() if journal]
     if journal:
         journal.sync()
         folder = settings.run / CHECKPOINTS
@@ -171,15 +172,10 @@ def _save(settings: TrainSettings, learner: Learner, journal: Journal | None, st
 
 
 def _finish(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int, why: str) -> None:
-    weights, _ = _whole(learner)
+    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
     if journal:
         save_model(settings.run / FINAL, settings.sft, weights)
         journal.stop(step, why)
-
-
-def _whole(learner: Learner) -> tuple[list[tuple[str, torch.Tensor]], list[tuple[str, torch.Tensor]]]:
-    """Gathered in every process, since sharded tensors are; written by the first."""
-    return list(learner.weights()), list(learner.moments())
 
 
 def _samples(row: Row, responses: Sequence[Response], sampler: Sampler) -> list[Row]:
