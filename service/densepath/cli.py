@@ -13,6 +13,7 @@ import densepath
 from densepath.config import ENVIRONMENT, Engine, ServeSettings, takes
 from densepath.errors import DensepathError
 from densepath.score_files import ScoreFileError
+from densepath.trainer.errors import TrainerError
 from densepath.trainer.settings import TrainSettings
 from densepath.trainer.settings_eval import EvalSettings, ProbeSettings
 from densepath.trainer.settings_sft import SftSettings
@@ -190,7 +191,7 @@ def main() -> None:
     """The `densepath` command."""
     try:
         app()
-    except (DensepathError, ScoreFileError) as error:
+    except (DensepathError, ScoreFileError, TrainerError) as error:
         say.print("[red]error[/red] ", end="")
         say.print(str(error), markup=False, soft_wrap=True)
         sys.exit(2)

@@ -58,6 +58,7 @@ def test_values_count_what_was_answered(served: Running, pair: Pair) -> None:
     [item] = served.score(GOOD).json()["items"]
     served.score(GOOD, {}, {**GOOD, "response_token_ids": []}, on_error="item")
     served.score()
+    served.idle()  # a request is counted after its answer is sent
     assert served.metric("densepath_tokens_total", kind="prompt") == 6
     assert served.metric("densepath_tokens_total", kind="response") == 6
     assert served.metric("densepath_tokens_total", kind="cached") == 0

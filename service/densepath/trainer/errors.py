@@ -8,11 +8,9 @@ TrainerError (RuntimeError)
 
 from __future__ import annotations
 
-from densepath.errors import DensepathError
 
-
-class TrainerError(DensepathError, RuntimeError):
-    """The root of the trainer's own errors."""
+class TrainerError(RuntimeError):
+    """The root of the trainer's own errors. They are no answer of the service's, and have no code."""
 
 
 class NonFiniteStepError(TrainerError, ArithmeticError):

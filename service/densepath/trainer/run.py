@@ -37,7 +37,8 @@ SAMPLES = 16
 def train(settings: TrainSettings, say: Console) -> str:
     """Run, or go on with, Dense-Path REINFORCE. Returns why it ended.
 
-    Raises DensepathError where it cannot go on; the same settings then go on from the last checkpoint.
+    Raises DensepathError or TrainerError where it cannot go on; the same settings then go on from the last
+    checkpoint.
     """
     with ExitStack() as stack:
         workers = stack.enter_context(Workers())
