@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _random_pair import draw_matrices
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -58,11 +59,8 @@ def write_opt(
     )
     model: Any = OPTForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
+    draw_matrices(model, generator)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                std = 0.05 if "embed" in name else parameter.shape[1] ** -0.5
-                parameter.normal_(0.0, std, generator=generator)
         direction_D = torch.nn.functional.normalize(torch.randn(hidden_size, generator=generator), dim=0)
         decoder = model.model.decoder
         decoder.embed_tokens.weight[0] = EOS_LENGTH * direction_D

@@ -29,11 +29,15 @@ def write_llama(directory: Path, *, seed: int, vocab_size: int, hidden_size: int
         dtype="float32",
     )
     model: Any = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                std = 0.05 if "embed" in name else parameter.shape[1] ** -0.5
-                parameter.normal_(0.0, std, generator=generator)
+    draw_matrices(model, torch.Generator().manual_seed(seed))
     model.save_pretrained(directory)
     return int(sum(parameter.numel() for parameter in model.parameters()))
+
+
+@torch.no_grad()
+def draw_matrices(model: Any, generator: torch.Generator) -> None:
+    """Draw every matrix: unit variance through the layers, embeddings narrower."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            std = 0.05 if "embed" in name else parameter.shape[1] ** -0.5
+            parameter.normal_(0.0, std, generator=generator)

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ sys.path.remove(str(LEARNING))
 SHAPE = models.Shape(16, 1, 2)
 DIGITS = tasks.Task("digits", 6)
 LETTERS = tasks.Task("letters", 6)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the benchmark runs: the order of a sum hangs on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

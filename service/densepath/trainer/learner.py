@@ -76,8 +76,8 @@ class Learner:
         self.optimizer.zero_grad()
         loss, logp_N_T = torch.zeros((), device=self._workers.device), []
         size = self._micro_batch or max(1, len(responses))
-        for chunk in self._workers.even_chunks(responses, size):
-            part, logp_chunk = self._forward_backward(chunk, n_responses)
+        for at in range(0, len(responses), size):
+            part, logp_chunk = self._forward_backward(responses[at : at + size], n_responses)
             loss += part
             logp_N_T += logp_chunk
         loss = self._workers.sum(loss)

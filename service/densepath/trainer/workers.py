@@ -44,18 +44,12 @@ class Workers:
         return fully_shard(model, mesh=mesh)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part; the parts of all processes in order are the whole."""
+        """This process's part; the parts of all processes in order are the whole.
+
+        They are equal where the count divides it: then all processes run as many forwards, as FSDP must.
+        """
         size = -(-len(items) // self.count)
         return items[self.rank * size : (self.rank + 1) * size]
-
-    def even_chunks(self, items: Sequence[T], size: int) -> list[Sequence[T]]:
-        """`items` in chunks of `size`, as many in every process: FSDP runs each forward in all of them."""
-        chunks = [items[at : at + size] for at in range(0, len(items), size)]
-        if self.count > 1:
-            most = max(self.gather(len(chunks)))
-            if len(chunks) < most:
-                raise ValueError("every process must have as many responses: make the batch divisible")
-        return chunks
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of their ranks."""
