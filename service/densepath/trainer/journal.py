@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import densepath
 from densepath.files import sync, write_whole
 from densepath.trainer.errors import RunError
 
@@ -38,7 +39,7 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
         self._manifest = {
             "kind": "train",
-            "densepath": installed_versions().pop("densepath", "0+unknown"),
+            "densepath": densepath.__version__,
             "packages": installed_versions(),
             "settings": dict(settings),
             "pair": dict(pair),
