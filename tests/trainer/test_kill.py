@@ -81,12 +81,11 @@ def kill_until_done(broken: TrainSettings, rng: random.Random, log: Path) -> int
     while True:
         process = spawn(run, broken, log)
         process.join(rng.uniform(0.0, longest))
-        if process.exitcode is not None:
-            assert process.exitcode == 0, log.read_text()[-2000:]
-            return kills
-        process.kill()
+        process.kill()  # says nothing to one that has ended
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:
+            return kills
+        assert process.exitcode == -signal.SIGKILL, log.read_text()[-2000:]
         kills, longest = kills + 1, longest * 1.05
 
 
