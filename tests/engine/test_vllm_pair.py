@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from checkpoints import make_checkpoint
-from densepath.engine.scorer import Scored
+from densepath.engine.scorer import Scored, View
 from densepath.engine.transformers import TransformersScorer
 from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
 from densepath.pair import load_pair
@@ -165,3 +165,71 @@ def test_same_schedule_same_bits(pair_dirs: tuple[Path, Path]) -> None:
         engine.score(sequences)
         rounds = [engine.score(sequences) for _ in range(2)]
     assert largest_difference(*rounds) == 0.0
+
+
+TEACHER = View(1 + 1 / 0.5, -1 / 0.5, top=5)
+
+
+@pytest.mark.parametrize(
+    "view", [View(1, 0, top=3), View(0, 1), TEACHER], ids=["sft", "reference", "dpr-teacher"]
+)
+def test_ranks_equal_transformers(
+    view: View, pair_dirs: tuple[Path, Path], say_difference: Callable[[str, float], None]
+) -> None:
+    """The scored tokens among their whole vocabulary, in a batch whose other half is not ranked."""
+    sequences = workload(300)
+    scorer = TransformersScorer(*pair_dirs, context_length=CONTEXT)
+    scorer.load()
+    from densepath.engine.vllm.pooler import TASK, pooling_params
+
+    with offline(*pair_dirs, **CHUNKED) as engine:
+        got = engine.score(sequences, view)
+        mixed = engine.llm.encode(
+            [{"prompt_token_ids": sequence.token_ids_L.tolist()} for sequence in sequences[:2]],
+            pooling_params=[pooling_params(sequences[0].spans(), view), pooling_params(sequences[1].spans())],
+            pooling_task=TASK,
+            use_tqdm=False,
+        )
+    assert [output.outputs.data.shape[1] for output in mixed] == [4 + 2 * view.top, 2]
+    difference = 0.0
+    for scored, sequence in zip(got, sequences, strict=True):
+        logp_T_V = view_by_hand(scorer, sequence, view)
+        ranked = scored.ranked
+        assert ranked is not None
+        each = np.arange(len(logp_T_V))
+        own_T = logp_T_V[each, sequence.scored_ids_T]
+        difference = max(difference, float(np.abs(ranked.logp_T - own_T).max()))
+        np.testing.assert_array_equal(ranked.logp_T, view_of(scored, view))
+        # Two tokens closer than the engines' difference may stand in either order.
+        closer = np.abs(logp_T_V - own_T[:, None]) < TOLERANCE * 10
+        at_least_T = (logp_T_V >= own_T[:, None]).sum(1)
+        assert (np.abs(ranked.rank_T - at_least_T) < closer.sum(1)).all()
+        assert ranked.top_ids_T_K.shape == ranked.top_logp_T_K.shape == (len(own_T), view.top)
+        named_T_K = np.take_along_axis(logp_T_V, ranked.top_ids_T_K, 1)
+        best_T_K = -np.sort(-logp_T_V, 1)[:, : view.top]
+        for want_T_K in (named_T_K, best_T_K):
+            difference = max(difference, float(np.abs(ranked.top_logp_T_K - want_T_K).max(initial=0)))
+    say_difference(f"ranked by {view.sft:g} sft {view.reference:+g} reference", difference)
+    assert difference <= TOLERANCE * (abs(view.sft) + abs(view.reference))
+
+
+def view_by_hand(scorer: TransformersScorer, sequence: Sequence, view: View) -> np.ndarray:
+    """Weighted log-probabilities over the vocabulary, float64 [T, V]."""
+    import torch
+
+    with torch.inference_mode():
+        tables = [
+            model(torch.from_numpy(sequence.token_ids_L)[None]).logits[0].double().log_softmax(-1).numpy()
+            for model in scorer._models
+        ]
+    rows_T = sequence.positions_T - 1
+    return view.sft * tables[0][rows_T] + view.reference * tables[1][rows_T]
+
+
+def view_of(scored: Scored, view: View) -> np.ndarray:
+    if (view.sft, view.reference) == (1, 0):
+        return scored.logp_sft_T
+    if (view.sft, view.reference) == (0, 1):
+        return scored.logp_reference_T
+    parts = (np.float32(view.sft) * scored.logp_sft_T, np.float32(view.reference) * scored.logp_reference_T)
+    return parts[0] + parts[1]

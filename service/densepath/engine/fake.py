@@ -10,10 +10,13 @@ import asyncio
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from densepath.engine.scorer import Scored
+from densepath.engine.scorer import Ranked, Scored, View
 from densepath.errors import EngineUnavailableError, InternalError
 from densepath.sequences import Sequence
+
+Float32 = NDArray[np.float32]
 
 
 @dataclass
@@ -32,7 +35,7 @@ class FakeScorer:
     async def start(self) -> None:
         """Nothing to load."""
 
-    async def score(self, sequence: Sequence) -> Scored:
+    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
         """Pseudo log-probabilities in (-8, 0)."""
         self.started.set()
         try:
@@ -49,12 +52,25 @@ class FakeScorer:
         sft_T, reference_T = (self._pseudo(sequence, salt) for salt in (1, 2))
         if self.non_finite_after_id is not None and self.non_finite_after_id in sequence.token_ids_L:
             sft_T[-1] = np.nan
-        return Scored(sft_T, reference_T, cached_tokens=0)
+        ranked = None if view is None else self._ranked(sequence, sft_T, reference_T, view)
+        return Scored(sft_T, reference_T, cached_tokens=0, ranked=ranked)
 
     @staticmethod
-    def _pseudo(sequence: Sequence, salt: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def _pseudo(sequence: Sequence, salt: int) -> Float32:
         prefix_L = np.cumsum(sequence.token_ids_L * 2654435761 + salt * 40503) % 65521
         return (-8.0 * (prefix_L[sequence.positions_T] + 1) / 65522).astype(np.float32)
+
+    @staticmethod
+    def _ranked(sequence: Sequence, sft_T: Float32, reference_T: Float32, view: View) -> Ranked:
+        """Every scored token is the likeliest, and the ids below it follow, a nat apart."""
+        logp_T = (view.sft * sft_T + view.reference * reference_T).astype(np.float32)
+        below_K = np.arange(view.top)
+        return Ranked(
+            logp_T,
+            np.ones(len(logp_T), np.int64),
+            np.abs(sequence.scored_ids_T[:, None] - below_K),
+            (logp_T[:, None] - below_K).astype(np.float32),
+        )
 
     def alive(self) -> bool:
         """False once `dead` is switched on."""

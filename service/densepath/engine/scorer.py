@@ -12,6 +12,27 @@ from densepath.sequences import Sequence
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """Log-probabilities over the vocabulary, `sft * log p_sft + reference * log p_reference`, and how many
+    of the most likely tokens to name at each scored one. One model alone is (1, 0) or (0, 1).
+    """
+
+    sft: float
+    reference: float
+    top: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The scored tokens among their whole vocabulary, as a `View` sees them."""
+
+    logp_T: NDArray[np.float32]  # of the scored token
+    rank_T: NDArray[np.int64]  # how many tokens are as likely or likelier, itself counted: 1 is the likeliest
+    top_ids_T_K: NDArray[np.int64]  # the likeliest first
+    top_logp_T_K: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
     """Both models' log-probabilities of the scored tokens: float32 [T] each, natural logarithm.
 
@@ -21,6 +42,7 @@ class Scored:
     logp_sft_T: NDArray[np.float32]
     logp_reference_T: NDArray[np.float32]
     cached_tokens: int
+    ranked: Ranked | None = None  # where a view was asked for
 
 
 class Scorer(Protocol):
@@ -31,8 +53,8 @@ class Scorer(Protocol):
     async def start(self) -> None:
         """Load the pair. Scoring is possible from then on."""
 
-    async def score(self, sequence: Sequence) -> Scored:
-        """Score one sequence by teacher forcing at temperature 1.
+    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
+        """Score one sequence by teacher forcing at temperature 1, and rank its tokens where a view is given.
 
         Cancelling the call cancels its work in the engine. Raises EngineUnavailableError when the engine
         is gone.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from densepath.engine.scorer import Scored
+from densepath.engine.ranking import rank_tokens, read_table
+from densepath.engine.scorer import Scored, View
 from densepath.errors import EngineUnavailableError
 from densepath.sequences import Sequence
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TransformersScorer:
@@ -44,33 +45,42 @@ class TransformersScorer:
             for directory in self._directories
         )
 
-    def score_now(self, sequence: Sequence) -> Scored:
+    def score_now(self, sequence: Sequence, view: View | None = None) -> Scored:
         """Score one sequence in this thread."""
-        logp_sft_T, logp_reference_T = (self._logprobs(model, sequence) for model in self._models)
-        return Scored(logp_sft_T, logp_reference_T, cached_tokens=0)
-
-    @staticmethod
-    def _logprobs(model: Any, sequence: Sequence) -> NDArray[np.float32]:
         import torch
 
         with torch.inference_mode():
-            logit_L_V = model(torch.from_numpy(sequence.token_ids_L)[None]).logits[0]
-            logp_L_V = logit_L_V.float().log_softmax(-1)
-            position_T = torch.from_numpy(sequence.positions_T)
             target_T = torch.from_numpy(sequence.scored_ids_T)
-            logp_T: NDArray[np.float32] = logp_L_V[position_T - 1, target_T].numpy()
-            return logp_T
+            logp_sft_T_V, logp_reference_T_V = (self._logprobs(model, sequence) for model in self._models)
+            logp_sft_T, logp_reference_T = (
+                logp_T_V.gather(1, target_T[:, None])[:, 0].numpy()
+                for logp_T_V in (logp_sft_T_V, logp_reference_T_V)
+            )
+            ranked = None
+            if view is not None:
+                table_T = rank_tokens(logp_sft_T_V, logp_reference_T_V, target_T, view)
+                ranked = read_table(table_T.numpy(), view)
+        return Scored(logp_sft_T, logp_reference_T, cached_tokens=0, ranked=ranked)
+
+    @staticmethod
+    def _logprobs(model: Any, sequence: Sequence) -> torch.Tensor:
+        """Log-probabilities over the vocabulary at each scored position, float32 [T, V]."""
+        import torch
+
+        logit_L_V = model(torch.from_numpy(sequence.token_ids_L)[None]).logits[0]
+        logp_T_V: torch.Tensor = logit_L_V[torch.from_numpy(sequence.positions_T) - 1].float().log_softmax(-1)
+        return logp_T_V
 
     async def start(self) -> None:
         """Load both models off the event loop."""
         await asyncio.to_thread(self.load)
 
-    async def score(self, sequence: Sequence) -> Scored:
+    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
         """Score one sequence off the event loop; a cancelled call is dropped when its turn comes."""
         if not self._models:
             raise EngineUnavailableError("the engine is not running", retry_after=5)
         async with self._one_at_a_time:
-            return await asyncio.to_thread(self.score_now, sequence)
+            return await asyncio.to_thread(self.score_now, sequence, view)
 
     def alive(self) -> bool:
         """Whether both models are loaded."""

@@ -15,7 +15,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from densepath.engine.scorer import Scored
+from densepath.engine.ranking import read_table, table_width
+from densepath.engine.scorer import Scored, View
 from densepath.engine.vllm.lifetime import mark_children
 from densepath.engine.vllm.plugin import register
 from densepath.engine.vllm.pooler import TASK, pooling_params
@@ -32,15 +33,14 @@ def _prompt(sequence: Sequence) -> dict[str, list[int]]:
     return {"prompt_token_ids": sequence.token_ids_L[: sequence.positions_T[-1] + 1].tolist()}
 
 
-def _scored(output: Any, sequence: Sequence) -> Scored:
-    logp_T_2 = output.outputs.data
-    if tuple(logp_T_2.shape) != (len(sequence.positions_T), 2):
-        raise InternalError(
-            f"the engine answered {tuple(logp_T_2.shape)} log-probabilities "
-            f"for {len(sequence.positions_T)} tokens"
-        )
-    columns = logp_T_2.cpu().numpy().astype(np.float32, copy=False)
-    return Scored(columns[:, 0].copy(), columns[:, 1].copy(), int(output.num_cached_tokens or 0))
+def _scored(output: Any, sequence: Sequence, view: View | None = None) -> Scored:
+    logp_T_X = output.outputs.data  # both log-probabilities, then the table of the view
+    shape = (len(sequence.positions_T), 2 + table_width(view))
+    if tuple(logp_T_X.shape) != shape:
+        raise InternalError(f"the engine answered {tuple(logp_T_X.shape)} numbers where {shape} are due")
+    columns = logp_T_X.cpu().numpy().astype(np.float32, copy=False)
+    ranked = None if view is None else read_table(columns[:, 2:], view)
+    return Scored(columns[:, 0].copy(), columns[:, 1].copy(), int(output.num_cached_tokens or 0), ranked)
 
 
 #: Between two looks at whether the engine is alive.
@@ -64,11 +64,11 @@ class VllmScorer:
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
         self._death = asyncio.ensure_future(self._until_dead())
 
-    async def score(self, sequence: Sequence) -> Scored:
+    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
         """Score one sequence; a cancelled call aborts its work in the engine."""
         if not self.alive():
             raise _gone()
-        work = asyncio.ensure_future(self._encode(sequence))
+        work = asyncio.ensure_future(self._encode(sequence, view))
         try:
             await asyncio.wait({work, self._death}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -78,12 +78,12 @@ class VllmScorer:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    async def _encode(self, sequence: Sequence) -> Scored:
-        params = pooling_params(sequence.spans())
+    async def _encode(self, sequence: Sequence, view: View | None) -> Scored:
+        params = pooling_params(sequence.spans(), view)
         outputs = self._llm.encode(_prompt(sequence), params, uuid.uuid4().hex)
         try:
             async with aclosing(outputs):
-                return _scored(await anext(outputs), sequence)  # a pooling request has one output
+                return _scored(await anext(outputs), sequence, view)  # a pooling request has one output
         except EngineDeadError as error:
             raise _gone() from error
 
@@ -116,15 +116,15 @@ class OfflineVllm:
         register()
         self.llm = LLM(**arguments)
 
-    def score(self, sequences: ListLike[Sequence]) -> list[Scored]:
+    def score(self, sequences: ListLike[Sequence], view: View | None = None) -> list[Scored]:
         """Score all sequences as one workload."""
         outputs = self.llm.encode(
             [_prompt(sequence) for sequence in sequences],
-            pooling_params=[pooling_params(sequence.spans()) for sequence in sequences],
+            pooling_params=[pooling_params(sequence.spans(), view) for sequence in sequences],
             pooling_task=TASK,
             use_tqdm=False,
         )
-        return [_scored(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)]
+        return [_scored(output, sequence, view) for output, sequence in zip(outputs, sequences, strict=True)]
 
     def close(self) -> None:
         """End the engine and its processes."""
