@@ -83,6 +83,7 @@ def build_service(settings: ServeSettings, say: Console) -> Service:
         tokenizer=Tokenizer(load_tokenizer(pair)),
         scorer=build_scorer(pair, settings),
         model_name=settings.model_name,
+        teacher_kl=settings.teacher_kl,
         limits=Limits(settings.max_items, settings.max_body_bytes, settings.max_queued_tokens),
         keys=ApiKeys.from_file(settings.api_key_file),
     )

@@ -23,6 +23,8 @@ CONTRACT = {
     ("get", "/v1/models"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
+    ("post", "/v1/completions"),
+    ("post", "/inference/v1/generate"),
 }
 EVERYTHING = {
     "model": "default",
@@ -80,6 +82,12 @@ def test_a_get_answers_as_it_says(path: str, document: dict[str, Any], served: R
         ("/tokenize", {"prompt": "the sum", "return_token_strs": True, "add_special_tokens": False}),
         ("/tokenize", {"messages": CHAT["messages"], "add_generation_prompt": False}),
         ("/detokenize", {"tokens": [5, 6], "model": "default"}),
+        ("/v1/completions", {"model": "sft", "prompt": "a b", "max_tokens": 1, "echo": True, "logprobs": 2}),
+        ("/v1/completions", {"model": "sft", "prompt": [[1, 5]], "max_tokens": 0, "prompt_logprobs": 2}),
+        (
+            "/inference/v1/generate",
+            {"token_ids": [1, 5], "sampling_params": {"max_tokens": 1, "prompt_logprobs": 2, "logprobs": 1}},
+        ),
     ],
 )
 def test_a_post_is_taken_and_answered_as_it_says(

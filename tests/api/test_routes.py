@@ -41,7 +41,7 @@ def test_the_pair_says_what_a_client_needs(served: Running, pair: Pair) -> None:
 def test_models_are_the_pair_and_both_sides(served: Running) -> None:
     found = served.client.get("/v1/models").json()
     assert found["object"] == "list"
-    assert [card["id"] for card in found["data"]] == ["default", "sft", "reference"]
+    assert [card["id"] for card in found["data"]] == ["default", "sft", "reference", "dpr-teacher"]
 
 
 @pytest.mark.parametrize("text", ["the sum", "", "five<|end|>", "汉字 🎉 é", "\x00\n"])

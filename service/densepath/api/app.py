@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 import densepath
-from densepath.api import openapi, routes, scoring
+from densepath.api import completions, openapi, routes, scoring, token_generate
 from densepath.api.edge import Edge, route_error
 from densepath.api.service import Service
 
@@ -28,6 +28,8 @@ def create_app(service: Service, *, engine: str) -> FastAPI:
         routes.health(service),
         routes.about(service, engine),
         routes.tokenizing(service),
+        completions.router(service),
+        token_generate.router(service),
     ):
         app.include_router(router)
     app.add_exception_handler(HTTPException, _raise_route_error)

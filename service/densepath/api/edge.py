@@ -14,6 +14,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from densepath.api.error_shapes import answer_of
 from densepath.api.service import Service
 from densepath.errors import (
     AdminKeyRequiredError,
@@ -158,9 +159,10 @@ class _Exchange:
         if self.status:
             log.error("answer_cut", request_id=self.request_id, code=error.code)
             raise error
-        body = json.dumps({"error": error.detail()}).encode()
+        status, detail = answer_of(error, self.scope["path"])
+        body = json.dumps(detail).encode()
         await self.send(
-            {"type": "http.response.start", "status": error.status, "headers": self._headers(error, body)}
+            {"type": "http.response.start", "status": status, "headers": self._headers(error, body)}
         )
         await self.send({"type": "http.response.body", "body": body})
 

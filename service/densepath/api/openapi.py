@@ -8,10 +8,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from densepath.api.schemas import DetokenizeRequest, RewardsRequest, TokenizeChat, TokenizeText
 from densepath.wire import JSON_MEDIA_TYPE
 
-REQUESTS: tuple[type[BaseModel], ...] = (RewardsRequest, TokenizeText, TokenizeChat, DetokenizeRequest)
+_requests: dict[str, type[BaseModel]] = {}  # by name: every model that a route's `body_of` names
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
@@ -21,6 +20,7 @@ def reference(model: type[BaseModel]) -> dict[str, str]:
 
 def body_of(*models: type[BaseModel], **other_media: Any) -> dict[str, Any]:
     """The `requestBody` of a route that takes one of `models` as JSON, and `other_media` besides."""
+    _requests.update({model.__name__: model for model in models})
     schema = reference(models[0]) if len(models) == 1 else {"anyOf": [reference(model) for model in models]}
     return {
         "requestBody": {"required": True, "content": {JSON_MEDIA_TYPE: {"schema": schema}, **other_media}}
@@ -32,7 +32,8 @@ def document(app: FastAPI, base: Any) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema: dict[str, Any] = base()
         _, definitions = models_json_schema(
-            [(model, "validation") for model in REQUESTS], ref_template="#/components/schemas/{model}"
+            [(model, "validation") for model in _requests.values()],
+            ref_template="#/components/schemas/{model}",
         )
         schema["components"]["schemas"] |= definitions["$defs"]
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

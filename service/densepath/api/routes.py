@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import densepath
 from densepath.api.body import read_json, validate
+from densepath.api.models import MODELS
 from densepath.api.openapi import body_of
 from densepath.api.schemas import (
     DetokenizeAnswer,
@@ -97,8 +98,8 @@ def about(service: Service, engine: str) -> APIRouter:
 
     @routes.get("/v1/models", response_model=ModelsAnswer)
     async def models() -> ModelsAnswer:
-        """The pair, and its two models."""
-        names = (service.model_name, "sft", "reference")
+        """The pair, its two models, and the teacher that both make."""
+        names = (service.model_name, *MODELS)
         return ModelsAnswer(data=[ModelCard(id=name, created=loaded) for name in names])
 
     return routes

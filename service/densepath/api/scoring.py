@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 from densepath.admission import Ticket
 from densepath.api.answers import Result, answer, to_json, to_safetensors
 from densepath.api.body import deadline, media_type, read_body, while_wanted
+from densepath.api.engine_calls import score_sequence, together
 from densepath.api.items import Batch, at_item, read_json_batch, read_packed_batch
 from densepath.api.openapi import body_of
 from densepath.api.schemas import ErrorAnswer, RewardsAnswer, RewardsRequest
 from densepath.api.service import Service
 from densepath.errors import (
     DensepathError,
-    InternalError,
     ModelNotFoundError,
     ModelVersionMismatchError,
     UnavailableError,
@@ -87,15 +87,11 @@ async def score_batch(batch: Batch, service: Service) -> list[Result | Densepath
                 raise work
     tokens = sum(len(work.token_ids_L) for work in works if isinstance(work, Sequence))
     with service.budget.admit(tokens) as ticket:
-        tasks = [asyncio.ensure_future(_score_item(i, work, ticket, service)) for i, work in enumerate(works)]
-        try:
+        scores = (_score_item(i, work, ticket, service) for i, work in enumerate(works))
+        async with together(scores) as tasks:
             if not fail:
                 return [await _or_error(task) for task in tasks]
             return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _or_error(task: asyncio.Future[Result]) -> Result | DensepathError:
@@ -114,14 +110,7 @@ async def _score_item(
     if isinstance(work, DensepathError):
         raise work
     try:
-        with service.metrics.running_sequences.track_inprogress():
-            scored = await service.scorer.score(work)
-        ticket.finish(len(work.token_ids_L))
-        if len(scored.logp_sft_T) != len(work.positions_T) or len(scored.logp_reference_T) != len(
-            work.positions_T
-        ):
-            raise InternalError("the engine answered another number of scores than there are scored tokens")
-        return Result.of(work, scored)
+        return Result.of(work, await score_sequence(work, ticket, service))
     except UnavailableError:
         raise
     except DensepathError as error:
@@ -130,8 +119,7 @@ async def _score_item(
 
 def _count(usage: dict[str, int], results: list[Result | DensepathError], service: Service) -> None:
     metrics = service.metrics
-    for kind in ("prompt", "cached", "response"):
-        metrics.tokens.labels(kind).inc(usage[f"{kind}_tokens"])
+    metrics.count_tokens(usage["prompt_tokens"], usage["cached_tokens"], usage["response_tokens"])
     for result in results:
         if isinstance(result, Result):
             metrics.token_reward.observe(result.reward_T)

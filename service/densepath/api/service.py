@@ -77,6 +77,7 @@ class Service:
     tokenizer: Tokenizer
     scorer: Scorer
     model_name: str = "default"
+    teacher_kl: float = 0.5  # the b of the model `dpr-teacher`
     limits: Limits = field(default_factory=Limits)
     keys: ApiKeys = field(default_factory=lambda: ApiKeys([]))
     metrics: Metrics = field(default_factory=Metrics)

@@ -96,3 +96,8 @@ class Metrics:
             "densepath_pair_info", "The served pair; always 1", ["model", "version"], registry=registry
         )
         self.engine_up = Gauge("densepath_engine_up", "1 while the engine can answer", registry=registry)
+
+    def count_tokens(self, prompt: int, cached: int, response: int) -> None:
+        """Count the tokens of one answer."""
+        for kind, tokens in (("prompt", prompt), ("cached", cached), ("response", response)):
+            self.tokens.labels(kind).inc(tokens)

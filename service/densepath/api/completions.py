@@ -1,0 +1,255 @@
+"""Completions as OpenAI and vLLM answer them, for scoring: `echo` and `logprobs`, `prompt_logprobs`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+from densepath.api.answers import to_json
+from densepath.api.body import deadline, read_json, validate, while_wanted
+from densepath.api.models import model_view
+from densepath.api.openapi import body_of
+from densepath.api.prompt_scores import (
+    Entry,
+    PromptScore,
+    Temperature,
+    Top,
+    as_vllm,
+    refuse_generation,
+    score_prompts,
+    shown,
+    token_texts,
+)
+from densepath.api.schemas import ErrorAnswer, Strict, TokenIds
+from densepath.api.service import Service
+from densepath.errors import InvalidItemError, InvalidRequestError
+from densepath.wire import JSON_MEDIA_TYPE
+
+
+def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """One sentence instead of a line for each of the four kinds."""
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("must be a text, texts, a list of token ids, or several such lists") from None
+
+
+Prompt = Annotated[str | list[str] | TokenIds | list[TokenIds], WrapValidator(_in_words)]
+
+
+class SamplingFields(Strict):
+    """What clients send along that only sampling would use: taken, and of no effect on a score."""
+
+    n: int = 1
+    stream: bool | None = None
+    temperature: Temperature = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+
+
+class CompletionRequest(SamplingFields):
+    """A request of OpenAI's or vLLM's completions that scores."""
+
+    model: Annotated[str | None, Field(description="`sft`, `reference` or `dpr-teacher`")]
+    prompt: Prompt
+    max_tokens: Annotated[int | None, Field(description="0 or 1; 1 adds the likeliest next token")] = 16
+    echo: bool | None = False
+    logprobs: Annotated[Top | None, Field(description="with echo")] = None
+    prompt_logprobs: Top | None = None
+    add_special_tokens: bool = True
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    best_of: Literal[1] | None = None
+    user: str | None = None
+    request_id: str | None = None
+    priority: int = 0
+
+
+class PromptLogprob(BaseModel):
+    """vLLM's entry of one token."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+class CompletionLogprobs(BaseModel):
+    """OpenAI's, of the echoed prompt and of the next token behind it."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(BaseModel):
+    """One prompt."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["length", "stop"]
+    stop_reason: int | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionUsage(BaseModel):
+    """OpenAI's counts; the next token is the only one that is ever completed."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+
+
+class CompletionAnswer(BaseModel):
+    """The answer, one choice a prompt."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: Annotated[str, Field(description="the pair's version")]
+    usage: CompletionUsage
+
+
+def router(service: Service) -> APIRouter:
+    """The completions route."""
+    routes = APIRouter(responses={"default": {"model": ErrorAnswer, "description": "OpenAI's error"}})
+
+    @routes.post("/v1/completions", response_model=CompletionAnswer, openapi_extra=body_of(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Log-probabilities of prompts by one model of the pair. Nothing is sampled."""
+        if problem := service.problem():
+            raise problem
+        until = deadline(request)
+        value = await while_wanted(read_json(request, service), service, until)
+
+        async def work() -> bytes:
+            asked = validate(CompletionRequest, value)
+            _check(asked)
+            texts, prompts = await asyncio.to_thread(_prompts, asked, service)
+            view = model_view(asked.model, service, top=max(asked.logprobs or 0, asked.prompt_logprobs or 0))
+            scores = await score_prompts(prompts, view, asked.max_tokens == 1, service)
+            return await asyncio.to_thread(lambda: to_json(_answer(asked, texts, scores, service)))
+
+        content = await while_wanted(work(), service, until, reader=request)
+        return Response(content, media_type=JSON_MEDIA_TYPE)
+
+    return routes
+
+
+def _check(asked: CompletionRequest) -> None:
+    refuse_generation(16 if asked.max_tokens is None else asked.max_tokens, asked.n, bool(asked.stream))
+    if asked.prompt_logprobs is None and not (asked.echo and asked.logprobs is not None):
+        raise InvalidRequestError(
+            "this service scores and does not generate: ask for echo with logprobs, or for prompt_logprobs",
+            param="logprobs",
+        )
+
+
+def _prompts(asked: CompletionRequest, service: Service) -> tuple[list[str], list[list[int]]]:
+    """Each prompt's text and token ids."""
+    tokenizer, prompt = service.tokenizer, asked.prompt
+    many: list[Any] = [prompt] if isinstance(prompt, str) or not prompt or type(prompt[0]) is int else prompt
+    if len(many) > service.limits.max_items:
+        raise InvalidItemError(
+            f"{len(many)} prompts: a request holds 1 to {service.limits.max_items}", param="prompt"
+        )
+    if isinstance(many[0], str):
+        return many, [tokenizer.encode(text, add_special_tokens=asked.add_special_tokens) for text in many]
+    return [tokenizer.decode(ids) if asked.echo else "" for ids in many], many
+
+
+def _answer(
+    asked: CompletionRequest, texts: list[str], scores: list[PromptScore], service: Service
+) -> dict[str, Any]:
+    strings = token_texts(scores, service)
+    choices = [
+        _choice(i, asked, text, score, strings, service)
+        for i, (text, score) in enumerate(zip(texts, scores, strict=True))
+    ]
+    prompt_tokens = sum(len(score.token_ids) for score in scores)
+    completion_tokens = sum(score.next_id is not None for score in scores)
+    return {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": asked.model or "sft",
+        "choices": choices,
+        "system_fingerprint": service.pair.version,
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "completion_tokens": completion_tokens,
+        },
+    }
+
+
+def _choice(
+    index: int,
+    asked: CompletionRequest,
+    text: str,
+    score: PromptScore,
+    strings: dict[int, str],
+    service: Service,
+) -> dict[str, Any]:
+    following = [] if score.next_id is None else [score.next_id]
+    ended = any(token_id in service.pair.eos_token_ids for token_id in following)
+    completion = "" if ended else service.tokenizer.decode(following, skip_special_tokens=True)
+    positions = [*(score.entries_L if asked.echo else ()), *([score.next_entries] if following else ())]
+    ids = [*(score.token_ids if asked.echo else ()), *following]
+    return {
+        "index": index,
+        "text": (text if asked.echo else "") + completion,
+        "logprobs": None if asked.logprobs is None else _logprobs(ids, positions, asked, strings),
+        "finish_reason": "stop" if ended else "length",
+        "stop_reason": None,
+        "token_ids": following if asked.return_token_ids else None,
+        "prompt_logprobs": None
+        if asked.prompt_logprobs is None
+        else as_vllm(score.entries_L, asked.prompt_logprobs, strings),
+        "prompt_token_ids": score.token_ids if asked.return_token_ids else None,
+    }
+
+
+def _logprobs(
+    ids: list[int], positions: list[list[Entry] | None], asked: CompletionRequest, strings: dict[int, str]
+) -> dict[str, Any]:
+    def name(token_id: int) -> str:
+        return f"token_id:{token_id}" if asked.return_tokens_as_token_ids else strings[token_id]
+
+    tokens = [name(token_id) for token_id in ids]
+    offsets = [0]
+    for token in tokens[:-1]:
+        offsets.append(offsets[-1] + len(token))
+    return {
+        "text_offset": offsets[: len(tokens)],
+        "token_logprobs": [entries[0].logp if entries else None for entries in positions],
+        "tokens": tokens,
+        "top_logprobs": [
+            {name(entry.token_id): entry.logp for entry in shown(entries, asked.logprobs or 0)}
+            if entries
+            else None
+            for entries in positions
+        ],
+    }

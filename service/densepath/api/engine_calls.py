@@ -1,0 +1,42 @@
+"""How the routes call the engine: counted, checked, and never left running when its request is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from densepath.admission import Ticket
+from densepath.api.service import Service
+from densepath.engine.scorer import Scored, View
+from densepath.errors import InternalError
+from densepath.sequences import Sequence
+
+Result = TypeVar("Result")
+
+
+async def score_sequence(
+    sequence: Sequence, ticket: Ticket, service: Service, view: View | None = None
+) -> Scored:
+    """Score one sequence, and give its share of the budget back."""
+    with service.metrics.running_sequences.track_inprogress():
+        scored = await service.scorer.score(sequence, view)
+    ticket.finish(len(sequence.token_ids_L))
+    if {len(scored.logp_sft_T), len(scored.logp_reference_T)} != {len(sequence.positions_T)}:
+        raise InternalError("the engine answered another number of scores than there are scored tokens")
+    return scored
+
+
+@asynccontextmanager
+async def together(
+    works: Iterable[Coroutine[Any, Any, Result]],
+) -> AsyncIterator[list[asyncio.Task[Result]]]:
+    """The works as tasks that run at once; those not done at the end are cancelled, in the engine too."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,65 @@
+"""The models that the compatible routes score by: `sft`, `reference`, and `dpr-teacher` made of both.
+
+The teacher's log-probability is `t = (1 + 1/b) log p_sft - (1/b) log p_reference`: a distillation client that
+maximises `t - log pi` of its own samples maximises `r - b (log pi - log p_sft)`, divided by b, which is the
+dense reward with the KL to SFT that `densepath train --kl b` has. Its log-probabilities are not normalised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from densepath.api.engine_calls import score_sequence, together
+from densepath.api.service import Service
+from densepath.engine.scorer import Ranked, Scored, View
+from densepath.errors import InternalError, ModelNotFoundError, NonFiniteScoreError
+from densepath.sequences import Sequence
+
+MODELS = ("sft", "reference", "dpr-teacher")
+
+
+def model_view(name: str | None, service: Service, *, top: int = 0) -> View:
+    """The log-probabilities of a model by its name, `NAME/sft` and the like included; the SFT's for None."""
+    match (name or "sft").removeprefix(f"{service.model_name}/"):
+        case "sft":
+            return View(1.0, 0.0, top)
+        case "reference":
+            return View(0.0, 1.0, top)
+        case "dpr-teacher":
+            return View(1 + 1 / service.teacher_kl, -1 / service.teacher_kl, top)
+    names = ", ".join(f"`{each}`" for each in MODELS)
+    raise ModelNotFoundError(f"log-probabilities here are those of the models {names}", param="model")
+
+
+async def score_view(sequences: list[Sequence], view: View, service: Service) -> list[tuple[Scored, Ranked]]:
+    """The scores of sequences that are checked, and their tokens as the view ranks them: all, or an error.
+
+    Raises:
+        NonFiniteScoreError: a scored token's log-probability is no number.
+        OverloadedError: there is no room for them now.
+    """
+    with service.budget.admit(sum(len(sequence.token_ids_L) for sequence in sequences)) as ticket:
+        async with together(score_sequence(each, ticket, service, view) for each in sequences) as tasks:
+            scores = await asyncio.gather(*tasks)
+    service.metrics.count_tokens(
+        sum(sequence.prompt_tokens for sequence in sequences),
+        sum(scored.cached_tokens for scored in scores),
+        sum(len(sequence.positions_T) for sequence in sequences),
+    )
+    return [(scored, _finite(index, scored)) for index, scored in enumerate(scores)]
+
+
+def _finite(index: int, scored: Scored) -> Ranked:
+    ranked = scored.ranked
+    if ranked is None:
+        raise InternalError("the engine ranked no tokens")
+    for logp_T in (scored.logp_sft_T, scored.logp_reference_T, ranked.logp_T):
+        finite_T = np.isfinite(logp_T)
+        if not finite_T.all():
+            raise NonFiniteScoreError(
+                f"the log-probability of scored token {int((~finite_T).argmax())} of prompt {index} "
+                "is not finite, so the prompt has no score"
+            )
+    return ranked
