@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import structlog
 
+from live import Demo, serving
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # vLLM's `LLM` runs in this process; its AsyncLLM never does.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -44,6 +46,16 @@ def dirs(pair_dirs: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     """A copy of `pair_dirs` to change or damage."""
     sft, reference = (shutil.copytree(source, tmp_path / source.name) for source in pair_dirs)
     return sft, reference
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """`densepath serve --demo`: built once for the whole run, so its first test needs a long timeout."""
+    root = tmp_path_factory.mktemp("demo")
+    log = root / "log"
+    with serving("--demo", log=log, env={"XDG_CACHE_HOME": str(root)}, within=1000) as url:
+        (built,) = root.glob("densepath/demo-*")
+        yield Demo(url, built / "sft", built / "reference-base", log)
 
 
 _differences: list[tuple[str, float]] = []

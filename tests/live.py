@@ -10,11 +10,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 STARTED_WITHIN = 240.0  # seconds: a first import of vLLM on two busy cores
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo pair, served by the real engine."""
+
+    url: str
+    sft: Path
+    reference: Path
+    log: Path
 
 
 def free_port() -> int:
