@@ -82,7 +82,7 @@ class ServeSettings:
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000
     model_name: Annotated[str, typer.Option(help="Name under which the pair is served.")] = "default"
     teacher_kl: Annotated[
-        float, typer.Option(help="The b of model dpr-teacher, as in `densepath train --kl`; above 0.", min=1e-6)
+        float, typer.Option(help="The b of model dpr-teacher, as `densepath train --kl`; above 0.", min=1e-6)
     ] = 0.5
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with one API key a line; without it every route is open.")

@@ -127,6 +127,22 @@ class Tokenizer:
         """The chat template with a generation prompt, tokenised without added tokens, then the response."""
         return self._join(self.encode(self.render(messages), add_special_tokens=False), response, append_eos)
 
+    def from_whole(self, text: str, prompt: str) -> Sequence:
+        """A text that begins with its prompt and spells its special tokens, tokenised once, whole.
+
+        Scored are the tokens that reach past the prompt's characters, one across the border among them;
+        the first token is excepted where the prompt is empty.
+        """
+        if not text.startswith(prompt):
+            raise InvalidItemError("the text does not begin with its prompt")
+        encoded: Mapping[str, Any] = self._fast(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        start = sum(end <= len(prompt) for _, end in encoded["offset_mapping"]) if prompt else 1
+        if prompt and not start:
+            raise InvalidItemError("the first token reaches past the prompt: none is left to come before it")
+        return from_response(encoded["input_ids"][:start], encoded["input_ids"][start:])
+
     def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The SFT model's chat template, as text."""
         if self._fast.chat_template is None:
@@ -161,6 +177,10 @@ class Tokenizer:
     def token_strings(self, token_ids: ListLike[int]) -> list[str]:
         """Each token's own text. A token that holds part of a character shows the replacement character."""
         return [self.decode([token_id]) for token_id in token_ids]
+
+    def vocabulary_strings(self, token_ids: ListLike[int]) -> list[str]:
+        """Each token as the vocabulary spells it, which no token shares with another."""
+        return list(self._fast.convert_ids_to_tokens(token_ids))
 
     def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:
         encoded: Mapping[str, Any] = self._fast(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +16,6 @@ from densepath.api.body import deadline, read_json, validate, while_wanted
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
 from densepath.api.prompt_scores import (
-    Entry,
     PromptScore,
     Temperature,
     Top,
@@ -23,7 +23,6 @@ from densepath.api.prompt_scores import (
     refuse_generation,
     score_prompts,
     shown,
-    token_texts,
 )
 from densepath.api.schemas import ErrorAnswer, Strict, TokenIds
 from densepath.api.service import Service
@@ -146,9 +145,9 @@ def router(service: Service) -> APIRouter:
 
         async def work() -> bytes:
             asked = validate(CompletionRequest, value)
+            view = model_view(asked.model, service, top=max(asked.logprobs or 0, asked.prompt_logprobs or 0))
             _check(asked)
             texts, prompts = await asyncio.to_thread(_prompts, asked, service)
-            view = model_view(asked.model, service, top=max(asked.logprobs or 0, asked.prompt_logprobs or 0))
             scores = await score_prompts(prompts, view, asked.max_tokens == 1, service)
             return await asyncio.to_thread(lambda: to_json(_answer(asked, texts, scores, service)))
 
@@ -183,9 +182,8 @@ def _prompts(asked: CompletionRequest, service: Service) -> tuple[list[str], lis
 def _answer(
     asked: CompletionRequest, texts: list[str], scores: list[PromptScore], service: Service
 ) -> dict[str, Any]:
-    strings = token_texts(scores, service)
     choices = [
-        _choice(i, asked, text, score, strings, service)
+        _choice(i, asked, text, score, service)
         for i, (text, score) in enumerate(zip(texts, scores, strict=True))
     ]
     prompt_tokens = sum(len(score.token_ids) for score in scores)
@@ -210,44 +208,46 @@ def _choice(
     asked: CompletionRequest,
     text: str,
     score: PromptScore,
-    strings: dict[int, str],
     service: Service,
 ) -> dict[str, Any]:
-    following = [] if score.next_id is None else [score.next_id]
-    ended = any(token_id in service.pair.eos_token_ids for token_id in following)
-    completion = "" if ended else service.tokenizer.decode(following, skip_special_tokens=True)
-    positions = [*(score.entries_L if asked.echo else ()), *([score.next_entries] if following else ())]
-    ids = [*(score.token_ids if asked.echo else ()), *following]
+    following = score.next_entries[:1] if score.next_entries else []
+    ended = any(entry.token_id in service.pair.eos_token_ids for entry in following)
+    shows = service.tokenizer.decode(
+        [entry.token_id for entry in following], skip_special_tokens=asked.skip_special_tokens
+    )
+    completion = following[0].text if shows and not ended else ""
+    # As in vLLM, an echo with log-probabilities has both forms.
+    top = asked.logprobs if asked.prompt_logprobs is None and asked.echo else asked.prompt_logprobs
     return {
         "index": index,
         "text": (text if asked.echo else "") + completion,
-        "logprobs": None if asked.logprobs is None else _logprobs(ids, positions, asked, strings),
+        "logprobs": None if asked.logprobs is None else _logprobs(asked, score),
         "finish_reason": "stop" if ended else "length",
         "stop_reason": None,
-        "token_ids": following if asked.return_token_ids else None,
-        "prompt_logprobs": None
-        if asked.prompt_logprobs is None
-        else as_vllm(score.entries_L, asked.prompt_logprobs, strings),
+        "token_ids": [entry.token_id for entry in following] if asked.return_token_ids else None,
+        "prompt_logprobs": None if top is None else as_vllm(score, top),
         "prompt_token_ids": score.token_ids if asked.return_token_ids else None,
     }
 
 
-def _logprobs(
-    ids: list[int], positions: list[list[Entry] | None], asked: CompletionRequest, strings: dict[int, str]
-) -> dict[str, Any]:
-    def name(token_id: int) -> str:
-        return f"token_id:{token_id}" if asked.return_tokens_as_token_ids else strings[token_id]
+def _logprobs(asked: CompletionRequest, score: PromptScore) -> dict[str, Any]:
+    def name(token_id: int, text: str) -> str:
+        return f"token_id:{token_id}" if asked.return_tokens_as_token_ids else text
 
-    tokens = [name(token_id) for token_id in ids]
-    offsets = [0]
-    for token in tokens[:-1]:
-        offsets.append(offsets[-1] + len(token))
+    positions = [
+        *(score.entries_L if asked.echo else ()),
+        *([score.next_entries] if score.next_entries else ()),
+    ]
+    tokens = [
+        name(entries[0].token_id, entries[0].text) if entries else name(score.token_ids[0], score.first_text)
+        for entries in positions
+    ]
     return {
-        "text_offset": offsets[: len(tokens)],
+        "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
         "token_logprobs": [entries[0].logp if entries else None for entries in positions],
         "tokens": tokens,
         "top_logprobs": [
-            {name(entry.token_id): entry.logp for entry in shown(entries, asked.logprobs or 0)}
+            {name(entry.token_id, entry.text): entry.logp for entry in shown(entries, asked.logprobs or 0)}
             if entries
             else None
             for entries in positions

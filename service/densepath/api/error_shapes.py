@@ -36,7 +36,12 @@ def _vllm(error: DensepathError) -> Shape:
     return status, {"error": {"message": error.message, "type": kind, "param": error.param, "code": status}}
 
 
+def _sglang(error: DensepathError) -> Shape:
+    return _status(error), {"error": {"message": error.message}}
+
+
 SHAPES: dict[str, Callable[[DensepathError], Shape]] = {
     "/v1/completions": _openai,
     "/inference/v1/generate": _vllm,
+    "/generate": _sglang,
 }

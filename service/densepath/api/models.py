@@ -33,6 +33,12 @@ def model_view(name: str | None, service: Service, *, top: int = 0) -> View:
     raise ModelNotFoundError(f"log-probabilities here are those of the models {names}", param="model")
 
 
+def check_name(name: str | None, service: Service) -> None:
+    """Refuse a name that is neither the pair's nor that of one of its models."""
+    if name != service.model_name:
+        model_view(name, service)
+
+
 async def score_view(sequences: list[Sequence], view: View, service: Service) -> list[tuple[Scored, Ranked]]:
     """The scores of sequences that are checked, and their tokens as the view ranks them: all, or an error.
 

@@ -6,6 +6,7 @@ which is what temperature 0 gives.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,12 +15,15 @@ from pydantic import AfterValidator, Field
 
 from densepath.api.models import score_view
 from densepath.api.service import Service
-from densepath.engine.scorer import Ranked, View
+from densepath.engine.scorer import Ranked, Scored, View
 from densepath.errors import InvalidItemError, InvalidRequestError
-from densepath.sequences import Sequence, check
+from densepath.sequences import Sequence, Tokenizer, check
 
 MAX_TOP = 128
 """The most tokens that a request may name at each position."""
+
+UNFINISHED = "\ufffd"
+MOST_TOKENS_BEFORE = 4  # a character has at most 4 bytes, and no token has less than one
 
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
 
@@ -43,6 +47,7 @@ class Entry:
     token_id: int
     logp: float
     rank: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,9 @@ class PromptScore:
     """
 
     token_ids: list[int]
+    first_text: str
     entries_L: list[list[Entry] | None]
     next_entries: list[Entry] | None
-    cached_tokens: int
 
     @property
     def next_id(self) -> int | None:
@@ -75,10 +80,15 @@ async def score_prompts(
         view = View(view.sft, view.reference, max(view.top, 1))
     sequences = [_sequence(ids, with_next, index, service) for index, ids in enumerate(prompts)]
     scores = iter(await score_view([each for each in sequences if len(each.positions_T)], view, service))
-    return [
-        _prompt_score(ids, with_next, next(scores) if len(sequence.positions_T) else None)
-        for ids, sequence in zip(prompts, sequences, strict=True)
-    ]
+
+    def read() -> list[PromptScore]:
+        texts = TokenTexts(service.tokenizer)
+        return [
+            _prompt_score(ids, with_next, next(scores) if len(sequence.positions_T) else None, texts)
+            for ids, sequence in zip(prompts, sequences, strict=True)
+        ]
+
+    return await asyncio.to_thread(read)
 
 
 def _sequence(ids: list[int], with_next: bool, index: int, service: Service) -> Sequence:
@@ -91,55 +101,72 @@ def _sequence(ids: list[int], with_next: bool, index: int, service: Service) -> 
     return sequence
 
 
-def _prompt_score(ids: list[int], with_next: bool, scored: tuple[Any, Ranked] | None) -> PromptScore:
+def _prompt_score(
+    ids: list[int], with_next: bool, scored: tuple[Scored, Ranked] | None, texts: TokenTexts
+) -> PromptScore:
+    first = texts.alone(ids[0])
     if scored is None:
-        return PromptScore(ids, [None], None, 0)
+        return PromptScore(ids, first, [None], None)
     ranked = scored[1]
+    top_T = zip(ranked.top_ids_T_K.tolist(), ranked.top_logp_T_K.tolist(), strict=True)
     likeliest_T = [
         [
-            Entry(token_id, logp, rank)
-            for rank, (token_id, logp) in enumerate(zip(top_ids, top_logps, strict=True), 1)
+            Entry(token_id, logp, rank, texts.after(ids[:at], token_id))
+            for rank, (token_id, logp) in enumerate(zip(*top, strict=True), 1)
         ]
-        for top_ids, top_logps in zip(ranked.top_ids_T_K.tolist(), ranked.top_logp_T_K.tolist(), strict=True)
+        for at, top in enumerate(top_T, 1)
     ]
-    own_T = [
-        Entry(*values)
-        for values in zip(ids[1:], ranked.logp_T.tolist(), ranked.rank_T.tolist(), strict=False)
-    ]
-    entries_L = [
-        [own, *(entry for entry in likeliest if entry.token_id != own.token_id)]
-        for own, likeliest in zip(own_T, likeliest_T, strict=False)
-    ]
-    return PromptScore(
-        ids, [None, *entries_L], likeliest_T[-1] if with_next else None, scored[0].cached_tokens
-    )
+    entries_L: list[list[Entry] | None] = [None]
+    for at, token_id in enumerate(ids[1:], 1):
+        rank, logp = int(ranked.rank_T[at - 1]), float(ranked.logp_T[at - 1])
+        others = [entry for entry in likeliest_T[at - 1] if entry.token_id != token_id]
+        entries_L.append([Entry(token_id, logp, rank, texts.after(ids[:at], token_id)), *others])
+    return PromptScore(ids, first, entries_L, likeliest_T[-1] if with_next else None)
 
 
-def as_vllm(
-    entries_L: list[list[Entry] | None], top: int, strings: dict[int, str]
-) -> list[dict[str, Any] | None]:
+class TokenTexts:
+    """The text of tokens: a token's own, or the characters that it completes after others."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._alone: dict[int, str] = {}
+
+    def alone(self, token_id: int) -> str:
+        """A token's own text; the replacement character stands for part of a character."""
+        if token_id not in self._alone:
+            self._alone[token_id] = self._tokenizer.decode([token_id])
+        return self._alone[token_id]
+
+    def after(self, before: list[int], token_id: int) -> str:
+        """As vLLM writes it: the last token of a character has all of it, those before it nothing."""
+        text = self.alone(token_id)
+        if not text.endswith(UNFINISHED):
+            return text
+        for count in range(1, min(len(before), MOST_TOKENS_BEFORE) + 1):
+            context = before[-count:]
+            joined = self._tokenizer.decode([*context, token_id])
+            if not joined.endswith(UNFINISHED):
+                while context and self.alone(context[-1]).endswith(UNFINISHED):
+                    context = context[:-1]
+                return joined[len(self._tokenizer.decode(context)) :]
+        return ""
+
+
+def as_vllm(score: PromptScore, top: int) -> list[dict[str, Any] | None]:
     """vLLM's `prompt_logprobs`: None, then id → log-probability, rank and text, the token itself first."""
 
     def one(entry: Entry) -> dict[str, Any]:
-        return {"logprob": entry.logp, "rank": entry.rank, "decoded_token": strings[entry.token_id]}
+        return {"logprob": entry.logp, "rank": entry.rank, "decoded_token": entry.text}
 
     return [
         {str(entry.token_id): one(entry) for entry in shown(entries, top)} if entries else None
-        for entries in entries_L
+        for entries in score.entries_L
     ]
 
 
 def shown(entries: list[Entry], top: int) -> list[Entry]:
     """The token itself, and the `top` likeliest."""
     return [entries[0], *(entry for entry in entries[1:] if entry.rank <= top)]
-
-
-def token_texts(scores: list[PromptScore], service: Service) -> dict[int, str]:
-    """Each id that an answer names → its own text."""
-    ids = {token_id for score in scores for token_id in score.token_ids}
-    ids |= {entry.token_id for score in scores for entries in score.entries_L for entry in entries or ()}
-    ids |= {entry.token_id for score in scores for entry in score.next_entries or ()}
-    return dict(zip(ids, service.tokenizer.token_strings(list(ids)), strict=True))
 
 
 def refuse_generation(max_tokens: int, n: int, stream: bool) -> None:

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import densepath
 from densepath.api.body import read_json, validate
-from densepath.api.models import MODELS
+from densepath.api.models import MODELS, check_name
 from densepath.api.openapi import body_of
 from densepath.api.schemas import (
     DetokenizeAnswer,
@@ -29,7 +29,6 @@ from densepath.api.schemas import (
     TokenizeText,
     VersionAnswer,
 )
-from densepath.api.scoring import check_served
 from densepath.api.service import Service
 from densepath.errors import EngineUnavailableError, InvalidItemError
 
@@ -100,7 +99,8 @@ def about(service: Service, engine: str) -> APIRouter:
     async def models() -> ModelsAnswer:
         """The pair, its two models, and the teacher that both make."""
         names = (service.model_name, *MODELS)
-        return ModelsAnswer(data=[ModelCard(id=name, created=loaded) for name in names])
+        length = service.scorer.context_length
+        return ModelsAnswer(data=[ModelCard(id=name, created=loaded, max_model_len=length) for name in names])
 
     return routes
 
@@ -118,7 +118,7 @@ def tokenizing(service: Service) -> APIRouter:
         value = await read_json(request, service)
         chat = isinstance(value, dict) and "messages" in value
         asked = validate(TokenizeChat, value) if chat else validate(TokenizeText, value)
-        check_served(asked.model, None, service)
+        check_name(asked.model, service)
         answer = await asyncio.to_thread(_tokenize, asked)
         return JSONResponse(answer.model_dump())
 
@@ -133,14 +133,14 @@ def tokenizing(service: Service) -> APIRouter:
             count=len(token_ids),
             max_model_len=service.scorer.context_length,
             tokens=token_ids,
-            token_strs=tokenizer.token_strings(token_ids) if asked.return_token_strs else None,
+            token_strs=tokenizer.vocabulary_strings(token_ids) if asked.return_token_strs else None,
         )
 
     @routes.post("/detokenize", response_model=DetokenizeAnswer, openapi_extra=body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         """The text of token ids."""
         asked = validate(DetokenizeRequest, await read_json(request, service))
-        check_served(asked.model, None, service)
+        check_name(asked.model, service)
         if any(not 0 <= token_id < service.pair.vocab_size for token_id in asked.tokens):
             raise InvalidItemError(
                 f"a token id is out of range: ids go from 0 to {service.pair.vocab_size - 1}", param="tokens"

@@ -234,6 +234,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["densepath"] = "densepath"
+    max_model_len: Annotated[int, Field(description="context length in tokens, as vLLM names it")]
 
 
 class ModelsAnswer(BaseModel):

@@ -23,7 +23,6 @@ from densepath.api.prompt_scores import (
     refuse_generation,
     score_prompts,
     shown,
-    token_texts,
 )
 from densepath.api.schemas import Strict, TokenIds
 from densepath.api.service import Service
@@ -38,6 +37,7 @@ class ScoringParams(SamplingFields):
     prompt_logprobs: Top | None = None
     logprobs: Annotated[Top | None, Field(description="of the next token")] = None
     detokenize: bool = True
+    output_kind: int | None = None
 
 
 class GenerateRequest(Strict):
@@ -129,6 +129,9 @@ def router(service: Service) -> APIRouter:
         async def work() -> bytes:
             asked = validate(GenerateRequest, value)
             params = asked.sampling_params
+            view = model_view(
+                asked.model, service, top=max(params.logprobs or 0, params.prompt_logprobs or 0)
+            )
             refuse_generation(
                 16 if params.max_tokens is None else params.max_tokens, params.n, bool(asked.stream)
             )
@@ -137,7 +140,6 @@ def router(service: Service) -> APIRouter:
                     "this service scores and does not generate: ask for prompt_logprobs",
                     param="sampling_params.prompt_logprobs",
                 )
-            view = model_view(asked.model, service, top=max(params.logprobs or 0, params.prompt_logprobs))
             [score] = await score_prompts([asked.token_ids], view, params.max_tokens == 1, service)
             return await asyncio.to_thread(lambda: to_json(_answer(asked, score, service)))
 
@@ -160,9 +162,7 @@ def _answer(asked: GenerateRequest, score: PromptScore, service: Service) -> dic
             "total_tokens": prompt_tokens + len(following),
             "completion_tokens": len(following),
         },
-        "prompt_logprobs": as_vllm(
-            score.entries_L, params.prompt_logprobs or 0, token_texts([score], service)
-        ),
+        "prompt_logprobs": as_vllm(score, params.prompt_logprobs or 0),
         "prompt_token_ids": score.token_ids if asked.return_token_ids else None,
         "output_mode": "tokens",
         "choices": [
