@@ -32,7 +32,7 @@ OWN = {"id", "request_id", "created", "system_fingerprint"}
 
 @contextmanager
 def stock_vllm(sft: Path, log: Path) -> Iterator[str]:
-    """vLLM's own server. Eager: this environment's plugin switches the compiler off on a CPU."""
+    """vLLM's own server. Eager: compiling takes a minute on a CPU."""
     port = free_port()
     options = (
         f"--served-model-name sft --port {port} --dtype float32 --enforce-eager --enable-scale-out "

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.engine.vllm import ARCHITECTURE, cpu_build
+from densepath.engine.vllm import ARCHITECTURE
+from densepath.engine.vllm.environment import cpu_build
 
 #: Without a word from the operator, vLLM's CPU build would take 92 % of the machine for its cache.
 CPU_KV_CACHE_BYTES = 1 << 30

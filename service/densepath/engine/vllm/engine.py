@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import densepath.engine.vllm.environment  # noqa: F401
+
+# isort: split
 import asyncio
 import multiprocessing
 import uuid
