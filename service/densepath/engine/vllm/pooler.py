@@ -6,8 +6,6 @@ no full `[rows, vocabulary]` table is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from densepath.engine.scorer import View
 TASK = "token_classify"
 #: One chunk of fp32 logits: fits the cache of a CPU, and fills a GPU.
 LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
 def pooling_params(spans: list[int], view: View | None = None) -> PoolingParams:
@@ -80,25 +79,43 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
         seen_N = cursor.seq_lens_cpu.tolist()
         length_N = pooling_metadata.prompt_lens.tolist()
         ids_N_L = pooling_metadata.prompt_token_ids_cpu
-        rows: list[torch.Tensor] = []
-        targets: list[torch.Tensor] = []
-        counts_N: list[int] = []
+        rows_N: list[torch.Tensor] = []
+        targets_N: list[torch.Tensor] = []
         offset = 0
         for i, (scheduled, seen) in enumerate(zip(scheduled_N, seen_N, strict=True)):
             start = seen - scheduled
             spans = scored_spans(pooling_metadata.pooling_params[i], length_N[i])
             # In vLLM's dummy run the matrix of ids can be narrower than the last row.
             runs = rows_between(spans, start, min(seen, ids_N_L.shape[1] - 1))
-            rows += [torch.arange(offset + low - start, offset + high - start) for low, high in runs]
-            targets += [ids_N_L[i, low + 1 : high + 1] for low, high in runs]
-            counts_N.append(sum(high - low for low, high in runs))
+            row = [torch.arange(offset + low - start, offset + high - start) for low, high in runs]
+            rows_N.append(torch.cat([NO_ROWS, *row]))
+            targets_N.append(torch.cat([NO_ROWS, *(ids_N_L[i, low + 1 : high + 1] for low, high in runs)]))
             offset += scheduled
         views_N = [asked_view(params) for params in pooling_metadata.pooling_params]
-        logp_chunks = self._logprobs(hidden_states, rows, targets, counts_N, views_N)
+        logp_chunks = self._by_view(hidden_states, rows_N, targets_N, views_N)
         return [
-            self._gather(pooling_metadata, i, seen_N[i] - scheduled_N[i], logp_chunk, cursor.finished_mask[i])
-            for i, logp_chunk in enumerate(logp_chunks)
+            self._gather(
+                pooling_metadata, i, seen_N[i] - scheduled_N[i], logp_chunks[i], cursor.finished_mask[i]
+            )
+            for i in range(len(scheduled_N))
         ]
+
+    def _by_view(
+        self,
+        hidden_states: torch.Tensor,
+        rows_N: list[torch.Tensor],
+        targets_N: list[torch.Tensor],
+        views_N: list[View | None],
+    ) -> dict[int, torch.Tensor]:
+        """Each request's rows; those that ask for the same pass through the heads together."""
+        chunks: dict[int, torch.Tensor] = {}
+        for view in dict.fromkeys(views_N):
+            members = [i for i, each in enumerate(views_N) if each == view]
+            row_R, target_R = (torch.cat([each[i] for i in members]) for each in (rows_N, targets_N))
+            counts = [len(rows_N[i]) for i in members]
+            parts = self._logprobs(hidden_states, row_R, target_R, view).split(counts)  # type: ignore[no-untyped-call]
+            chunks |= zip(members, parts, strict=True)
+        return chunks
 
     def _gather(
         self, pooling_metadata: Any, i: int, start: int, logp_chunk: torch.Tensor, finished: bool
@@ -122,57 +139,25 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
         return logp_T_X
 
     def _logprobs(
-        self,
-        hidden_states: torch.Tensor,
-        rows: list[torch.Tensor],
-        targets: list[torch.Tensor],
-        counts_N: list[int],
-        views_N: list[View | None],
-    ) -> list[torch.Tensor]:
-        """Each request's rows: log-probabilities of its targets under both models, then its view's table."""
-        device, widths_N = hidden_states.device, [2 + table_width(view) for view in views_N]
-        if not rows:
-            return [torch.empty((0, width), device=device) for width in widths_N]
-        row_R = torch.cat(rows).to(device, non_blocking=True)
-        target_R = torch.cat(targets).long().to(device, non_blocking=True)
+        self, hidden_states: torch.Tensor, row_R: torch.Tensor, target_R: torch.Tensor, view: View | None
+    ) -> torch.Tensor:
+        """Log-probabilities of the targets under both models, and their table, float32 [R, 2 + X]."""
+        device = hidden_states.device
+        row_R, target_R = row_R.to(device, non_blocking=True), target_R.to(device, non_blocking=True)
+        logp_R_X = torch.empty((len(row_R), 2 + table_width(view)), dtype=torch.float32, device=device)
         step = max(32, LOGIT_BYTES.get(device.type, 256 << 20) // (4 * self._vocab_size))
-        pieces_N: list[list[torch.Tensor]] = [[] for _ in counts_N]
-        for begin, end, requests in _chunks(counts_N, step):
-            hidden_C, target_C = hidden_states.index_select(0, row_R[begin:end]), target_R[begin:end]
-            ranked = any(views_N[i] is not None for i, _, _ in requests)
-            logp_C_2 = torch.empty((end - begin, 2), dtype=torch.float32, device=device)
-            tables = [self._one_model(hidden_C, target_C, side, logp_C_2, ranked) for side in (0, 1)]
-            for i, low, high in requests:
-                piece, view = logp_C_2[low:high], views_N[i]
+        widths = (slice(None, self._sft_width), slice(self._sft_width, None))
+        for begin in range(0, len(row_R), step):
+            chunk = slice(begin, begin + step)
+            hidden_C = hidden_states.index_select(0, row_R[chunk])
+            tables: list[torch.Tensor] = []
+            for column, (model, width) in enumerate(zip(self._models, widths, strict=True)):
+                # vLLM runs the head of a pooling model in fp32, whatever the dtype of its weights.
+                logit_C_V = model.compute_logits(hidden_C[:, width]).float()  # type: ignore[operator]
+                normalizer_C = logit_C_V.logsumexp(-1)
+                logp_R_X[chunk, column] = logit_C_V.gather(1, target_R[chunk, None])[:, 0] - normalizer_C
                 if view is not None:
-                    sft_V, reference_V = (table[low:high] for table in tables if table is not None)
-                    table = rank_tokens(sft_V, reference_V, target_C[low:high], view)
-                    piece = torch.cat([piece, table], 1)
-                pieces_N[i].append(piece)
-        return [
-            torch.cat(pieces) if pieces else torch.empty((0, width), device=device)
-            for pieces, width in zip(pieces_N, widths_N, strict=True)
-        ]
-
-    def _one_model(
-        self, hidden_C: torch.Tensor, target_C: torch.Tensor, side: int, logp_C_2: torch.Tensor, ranked: bool
-    ) -> torch.Tensor | None:
-        """Fill in one model's column; its log-probabilities over the vocabulary where they are ranked."""
-        width = slice(self._sft_width, None) if side else slice(None, self._sft_width)
-        # vLLM runs the head of a pooling model in fp32, whatever the dtype of its weights.
-        logit_C_V = self._models[side].compute_logits(hidden_C[:, width]).float()  # type: ignore[operator]
-        normalizer_C = logit_C_V.logsumexp(-1)
-        logp_C_2[:, side] = logit_C_V.gather(1, target_C[:, None])[:, 0] - normalizer_C
-        return logit_C_V.sub_(normalizer_C[:, None]) if ranked else None
-
-
-def _chunks(counts_N: list[int], step: int) -> Iterator[tuple[int, int, list[tuple[int, int, int]]]]:
-    """Rows in chunks of `step`: begin, end, and whose they are as (request, low, high) within the chunk."""
-    ends_N = list(accumulate(counts_N))
-    for begin in range(0, ends_N[-1], step):
-        end = min(begin + step, ends_N[-1])
-        overlaps = [
-            (i, max(last - count, begin), min(last, end))
-            for i, (count, last) in enumerate(zip(counts_N, ends_N, strict=True))
-        ]
-        yield begin, end, [(i, low - begin, high - begin) for i, low, high in overlaps if low < high]
+                    tables.append(logit_C_V - normalizer_C[:, None])
+            if view is not None:
+                logp_R_X[chunk, 2:] = rank_tokens(tables[0], tables[1], target_R[chunk], view)
+        return logp_R_X
