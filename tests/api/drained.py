@@ -15,7 +15,7 @@ from densepath.api.app import create_app
 from densepath.api.server import serve
 from densepath.api.service import Service
 from densepath.engine.fake import FakeScorer
-from densepath.engine.scorer import Scored
+from densepath.engine.scorer import Scored, View
 from densepath.launch import load_tokenizer
 from densepath.pair import load_pair
 from densepath.sequences import Sequence, Tokenizer
@@ -28,12 +28,12 @@ STUCK_ID = 99
 class SlowScorer(FakeScorer):
     """The fake engine, but for one id."""
 
-    async def score(self, sequence: Sequence) -> Scored:
+    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
         """Score, late."""
         if STUCK_ID in sequence.token_ids_L:
             assert self.gate is not None
             await self.gate.wait()
-        return await FakeScorer(self.context_length).score(sequence)
+        return await FakeScorer(self.context_length).score(sequence, view)
 
 
 async def main(port: int, drain_seconds: float, sft: Path, reference: Path, cache: Path) -> None:

@@ -39,7 +39,9 @@ def test_every_route_but_the_open_ones_needs_a_key(guarded: Running) -> None:
         if path in OPEN:
             assert answer.status_code == 200
             continue
-        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+        # The compatible routes have their originals' shapes: only the message is everywhere.
+        assert answer.status_code == 401, path
+        assert "Authorization: Bearer KEY" in answer.json()["error"]["message"], path
         assert answer.headers["www-authenticate"] == "Bearer"
         with_key = guarded.client.request(
             method, path, json={} if method == "post" else None, headers=bearer(KEY)

@@ -25,6 +25,10 @@ CONTRACT = {
     ("post", "/detokenize"),
     ("post", "/v1/completions"),
     ("post", "/inference/v1/generate"),
+    ("post", "/generate"),
+    ("get", "/model_info"),
+    ("get", "/get_model_info"),
+    ("post", "/get_reward"),
 }
 EVERYTHING = {
     "model": "default",
@@ -68,7 +72,9 @@ def test_the_document_is_valid_and_whole(document: dict[str, Any]) -> None:
             assert operation["description"]
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/version", "/v1/pair", "/v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/health", "/version", "/v1/pair", "/v1/models", "/model_info"]
+)
 def test_a_get_answers_as_it_says(path: str, document: dict[str, Any], served: Running) -> None:
     check(served.client.get(path).json(), answer_schema(document, "get", path, "200"), document)
 
@@ -88,6 +94,19 @@ def test_a_get_answers_as_it_says(path: str, document: dict[str, Any], served: R
             "/inference/v1/generate",
             {"token_ids": [1, 5], "sampling_params": {"max_tokens": 1, "prompt_logprobs": 2, "logprobs": 1}},
         ),
+        (
+            "/generate",
+            {
+                "text": ["a b", "the sum"],
+                "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+                "return_logprob": True,
+                "logprob_start_len": [0, 1],
+                "top_logprobs_num": 2,
+                "return_text_in_logprobs": True,
+            },
+        ),
+        ("/generate", {"input_ids": [1, 5], "sampling_params": {"max_new_tokens": 0}}),
+        ("/get_reward", {"query": ["a b the sum"], "prompts": ["a b"], "labels": [""]}),
     ],
 )
 def test_a_post_is_taken_and_answered_as_it_says(

@@ -89,7 +89,7 @@ def _item(
     return fields
 
 
-def to_json(fields: dict[str, Any]) -> bytes:
+def to_json(fields: dict[str, Any] | list[dict[str, Any]]) -> bytes:
     """JSON; a float32 is written with the digits that give the same float32 back."""
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 

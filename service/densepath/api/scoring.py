@@ -57,7 +57,7 @@ def router(service: Service) -> APIRouter:
             check_served(batch.options.model, batch.options.model_version, service)
             results = await score_batch(batch, service)
             fields = await asyncio.to_thread(answer, batch, results, service)
-            _count(fields["usage"], results, service)
+            count_scores(fields["usage"], results, service)
             return await asyncio.to_thread(to_safetensors if packed else to_json, fields)
 
         content = await while_wanted(work(), service, until, reader=request)
@@ -117,7 +117,8 @@ async def _score_item(
         raise at_item(error, index) from error
 
 
-def _count(usage: dict[str, int], results: list[Result | DensepathError], service: Service) -> None:
+def count_scores(usage: dict[str, int], results: list[Result | DensepathError], service: Service) -> None:
+    """Put the scores of one request into the metrics."""
     metrics = service.metrics
     metrics.count_tokens(usage["prompt_tokens"], usage["cached_tokens"], usage["response_tokens"])
     for result in results:

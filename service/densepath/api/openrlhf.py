@@ -1,0 +1,109 @@
+"""POST /get_reward, OpenRLHF's remote reward model: the sum of each query's rewards."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from densepath.api.answers import answer, to_json
+from densepath.api.body import deadline, read_json, validate, while_wanted
+from densepath.api.items import Batch, Item
+from densepath.api.openapi import body_of
+from densepath.api.schemas import ErrorAnswer, RewardsOptions, Strict
+from densepath.api.scoring import count_scores, score_batch
+from densepath.api.service import Service
+from densepath.errors import InvalidItemError, InvalidRequestError
+from densepath.sequences import Sequence, check
+from densepath.wire import JSON_MEDIA_TYPE
+
+
+class GetRewardRequest(Strict):
+    """What OpenRLHF's trainer sends. A query is a prompt and its response, special tokens spelled out."""
+
+    query: list[str]
+    prompts: list[str] | None = None
+    labels: list[Any] | None = None
+
+
+class ExtraLogs(BaseModel):
+    """What the trainer logs beside the reward, one for each query."""
+
+    response_tokens: list[float]
+    ended: list[float]
+
+
+class GetRewardAnswer(BaseModel):
+    """One number for each query, in order."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: ExtraLogs
+
+
+def router(service: Service) -> APIRouter:
+    """The route of a remote reward model."""
+    routes = APIRouter(
+        responses={"default": {"model": ErrorAnswer, "description": "Every error, in OpenAI's shape"}}
+    )
+
+    @routes.post("/get_reward", response_model=GetRewardAnswer, openapi_extra=body_of(GetRewardRequest))
+    async def get_reward(request: Request) -> Response:
+        """The sum of the rewards of each query's response. One query that cannot be scored fails them all."""
+        if problem := service.problem():
+            raise problem
+        until = deadline(request)
+        value = await while_wanted(read_json(request, service), service, until)
+
+        async def work() -> bytes:
+            asked = validate(GetRewardRequest, value)
+            batch = await asyncio.to_thread(_batch, asked, service)
+            results = await score_batch(batch, service)
+            fields = await asyncio.to_thread(answer, batch, results, service)
+            count_scores(fields["usage"], results, service)
+            return to_json(_answer(fields["items"]))
+
+        content = await while_wanted(work(), service, until, reader=request)
+        return Response(content, media_type=JSON_MEDIA_TYPE)
+
+    return routes
+
+
+def _batch(asked: GetRewardRequest, service: Service) -> Batch:
+    count = len(asked.query)
+    if not 1 <= count <= service.limits.max_items:
+        raise InvalidItemError(
+            f"query has {count} entries: a request holds 1 to {service.limits.max_items}", param="query"
+        )
+    prompts = [""] * count if asked.prompts is None else asked.prompts
+    if len(prompts) != count:
+        raise InvalidItemError(
+            f"prompts has {len(prompts)} entries for {count} queries: send one for each", param="prompts"
+        )
+    pairs = zip(asked.query, prompts, strict=True)
+    sequences = [_sequence(index, query, prompt, service) for index, (query, prompt) in enumerate(pairs)]
+    return Batch(RewardsOptions(), [Item(None, sequence) for sequence in sequences])
+
+
+def _sequence(index: int, query: str, prompt: str, service: Service) -> Sequence:
+    place = f"query[{index}]"
+    try:
+        sequence = service.tokenizer.from_whole(query, prompt)
+        check(sequence, vocab_size=service.pair.vocab_size, context_length=service.scorer.context_length)
+    except InvalidRequestError as error:
+        raise type(error)(f"{place}: {error.message}", param=place) from error
+    return sequence
+
+
+def _answer(items: list[dict[str, Any]]) -> dict[str, Any]:
+    sums = [item["sum"] for item in items]
+    return {
+        "rewards": sums,
+        "scores": sums,
+        "extra_logs": {
+            "response_tokens": [float(len(item["rewards"])) for item in items],
+            "ended": [float(item["ended"]) for item in items],
+        },
+    }
