@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 from starlette.requests import Request
+from starlette.responses import Response
 
 from densepath.api.edge import ClientDisconnectedError, too_large
 from densepath.api.service import Service
@@ -147,6 +148,18 @@ async def while_wanted(
         for each in (task, *others):
             each.cancel()
         await asyncio.gather(task, *others, return_exceptions=True)
+
+
+async def answer_json(
+    request: Request, service: Service, work: Callable[[Any], Coroutine[Any, Any, bytes]]
+) -> Response:
+    """The JSON that `work` makes of a JSON body, within the request's deadline and while it is wanted."""
+    if problem := service.problem():
+        raise problem
+    until = deadline(request)
+    value = await while_wanted(read_json(request, service), service, until)
+    content = await while_wanted(work(value), service, until, reader=request)
+    return Response(content, media_type=JSON_MEDIA_TYPE)
 
 
 async def _hang_up(request: Request) -> None:

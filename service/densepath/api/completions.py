@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from densepath.api.answers import to_json
-from densepath.api.body import deadline, read_json, validate, while_wanted
+from densepath.api.body import answer_json, validate
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
 from densepath.api.prompt_scores import (
@@ -27,7 +27,6 @@ from densepath.api.prompt_scores import (
 from densepath.api.schemas import ErrorAnswer, Strict, TokenIds
 from densepath.api.service import Service
 from densepath.errors import InvalidItemError, InvalidRequestError
-from densepath.wire import JSON_MEDIA_TYPE
 
 
 def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -138,12 +137,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/completions", response_model=CompletionAnswer, openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Log-probabilities of prompts by one model of the pair. Nothing is sampled."""
-        if problem := service.problem():
-            raise problem
-        until = deadline(request)
-        value = await while_wanted(read_json(request, service), service, until)
 
-        async def work() -> bytes:
+        async def work(value: Any) -> bytes:
             asked = validate(CompletionRequest, value)
             view = model_view(asked.model, service, top=max(asked.logprobs or 0, asked.prompt_logprobs or 0))
             _check(asked)
@@ -151,8 +146,7 @@ def router(service: Service) -> APIRouter:
             scores = await score_prompts(prompts, view, asked.max_tokens == 1, service)
             return await asyncio.to_thread(lambda: to_json(_answer(asked, texts, scores, service)))
 
-        content = await while_wanted(work(), service, until, reader=request)
-        return Response(content, media_type=JSON_MEDIA_TYPE)
+        return await answer_json(request, service, work)
 
     return routes
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from densepath.api.answers import answer, to_json
-from densepath.api.body import deadline, read_json, validate, while_wanted
+from densepath.api.body import answer_json, validate
 from densepath.api.items import Batch, Item
 from densepath.api.openapi import body_of
 from densepath.api.schemas import ErrorAnswer, RewardsOptions, Strict
@@ -17,7 +17,6 @@ from densepath.api.scoring import count_scores, score_batch
 from densepath.api.service import Service
 from densepath.errors import InvalidItemError, InvalidRequestError
 from densepath.sequences import Sequence, check
-from densepath.wire import JSON_MEDIA_TYPE
 
 
 class GetRewardRequest(Strict):
@@ -52,12 +51,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/get_reward", response_model=GetRewardAnswer, openapi_extra=body_of(GetRewardRequest))
     async def get_reward(request: Request) -> Response:
         """The sum of the rewards of each query's response. One query that cannot be scored fails them all."""
-        if problem := service.problem():
-            raise problem
-        until = deadline(request)
-        value = await while_wanted(read_json(request, service), service, until)
 
-        async def work() -> bytes:
+        async def work(value: Any) -> bytes:
             asked = validate(GetRewardRequest, value)
             batch = await asyncio.to_thread(_batch, asked, service)
             results = await score_batch(batch, service)
@@ -65,8 +60,7 @@ def router(service: Service) -> APIRouter:
             count_scores(fields["usage"], results, service)
             return to_json(_answer(fields["items"]))
 
-        content = await while_wanted(work(), service, until, reader=request)
-        return Response(content, media_type=JSON_MEDIA_TYPE)
+        return await answer_json(request, service, work)
 
     return routes
 

@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from densepath.api.answers import to_json
-from densepath.api.body import deadline, read_json, validate, while_wanted
+from densepath.api.body import answer_json, validate
 from densepath.api.models import model_view, score_view
 from densepath.api.openapi import body_of
 from densepath.api.service import Service
@@ -27,7 +27,6 @@ from densepath.api.sglang_schemas import (
 from densepath.engine.scorer import Ranked, Scored
 from densepath.errors import InvalidItemError, InvalidRequestError
 from densepath.sequences import Sequence, check
-from densepath.wire import JSON_MEDIA_TYPE
 
 Value = TypeVar("Value")
 Score = tuple[Scored, Ranked]
@@ -75,12 +74,8 @@ def router(service: Service) -> APIRouter:
         ] = None,
     ) -> Response:
         """Log-probabilities of prompts by one model of the pair, as SGLang answers. Nothing is sampled."""
-        if problem := service.problem():
-            raise problem
-        until = deadline(request)
-        value = await while_wanted(read_json(request, service), service, until)
 
-        async def work() -> bytes:
+        async def work(value: Any) -> bytes:
             asked = validate(SglangRequest, value)
             prompts = await asyncio.to_thread(_prompts, asked, service)
             top = max(max(prompt.top, int(prompt.with_next)) for prompt in prompts)
@@ -100,8 +95,7 @@ def router(service: Service) -> APIRouter:
             answers = await asyncio.to_thread(_answers, asked, prompts, scores, seconds, service)
             return to_json(answers if _batched(asked) else answers[0])
 
-        content = await while_wanted(work(), service, until, reader=request)
-        return Response(content, media_type=JSON_MEDIA_TYPE)
+        return await answer_json(request, service, work)
 
     @routes.get("/model_info", response_model=SglangModelInfo)
     @routes.get("/get_model_info", response_model=SglangModelInfo)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from densepath.api.answers import to_json
-from densepath.api.body import deadline, read_json, validate, while_wanted
+from densepath.api.body import answer_json, validate
 from densepath.api.completions import CompletionUsage, PromptLogprob, SamplingFields
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
@@ -27,7 +27,6 @@ from densepath.api.prompt_scores import (
 from densepath.api.schemas import Strict, TokenIds
 from densepath.api.service import Service
 from densepath.errors import InvalidRequestError
-from densepath.wire import JSON_MEDIA_TYPE
 
 
 class ScoringParams(SamplingFields):
@@ -121,12 +120,8 @@ def router(service: Service) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         """Log-probabilities of one sequence of token ids by one model of the pair. Nothing is sampled."""
-        if problem := service.problem():
-            raise problem
-        until = deadline(request)
-        value = await while_wanted(read_json(request, service), service, until)
 
-        async def work() -> bytes:
+        async def work(value: Any) -> bytes:
             asked = validate(GenerateRequest, value)
             params = asked.sampling_params
             view = model_view(
@@ -143,8 +138,7 @@ def router(service: Service) -> APIRouter:
             [score] = await score_prompts([asked.token_ids], view, params.max_tokens == 1, service)
             return await asyncio.to_thread(lambda: to_json(_answer(asked, score, service)))
 
-        content = await while_wanted(work(), service, until, reader=request)
-        return Response(content, media_type=JSON_MEDIA_TYPE)
+        return await answer_json(request, service, work)
 
     return routes
 
