@@ -1,12 +1,12 @@
 # The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo check test bench lock clean
+.PHONY: help setup serve demo check test test-integrations bench lock clean
 
 BIN := .venv/bin
-SCRIPTS := scripts/setup scripts/lock scripts/common.sh .ci/run
+SCRIPTS := scripts/setup scripts/lock scripts/integrations scripts/common.sh .ci/run
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 19
 
 setup: ## make .venv: the engine that fits this machine (CPU or CUDA), the tools, densepath
 	@scripts/setup
@@ -29,6 +29,10 @@ check: setup ## format, lint, types, import contracts, scripts, containers
 test: setup ## run the tests
 	$(BIN)/pytest
 
+test-integrations: ## run the tests of the training frameworks, in .venv-integrations
+	@scripts/integrations
+	.venv-integrations/bin/pytest tests/integrations_heavy
+
 bench: setup ## run every benchmark; each prints its ratio and its largest difference
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
@@ -36,5 +40,5 @@ lock: ## make locks/ anew from pyproject.toml (UPGRADE=1 moves the pins)
 	@scripts/lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .venv-integrations .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,11 +36,15 @@ def free_port() -> int:
 
 
 def start(
-    *options: str | Path, log: Path, env: dict[str, str] | None = None, port: int | None = None
+    *options: str | Path,
+    log: Path,
+    env: dict[str, str] | None = None,
+    port: int | None = None,
+    python: str | Path = sys.executable,
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start the service; it may not be ready yet."""
     port = port or free_port()
-    command = [sys.executable, "-m", "densepath", "serve", "--port", str(port), *map(str, options)]
+    command = [str(python), "-m", "densepath", "serve", "--port", str(port), *map(str, options)]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(env or {})})
     return process, f"http://127.0.0.1:{port}"
@@ -67,10 +71,14 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def serving(
-    *options: str | Path, log: Path, env: dict[str, str] | None = None, within: float = STARTED_WITHIN
+    *options: str | Path,
+    log: Path,
+    env: dict[str, str] | None = None,
+    within: float = STARTED_WITHIN,
+    python: str | Path = sys.executable,
 ) -> Iterator[str]:
     """The URL of a service that is ready; it must drain and exit 0 at the end."""
-    process, url = start(*options, log=log, env=env)
+    process, url = start(*options, log=log, env=env, python=python)
     try:
         wait_ready(process, url, log, within)
         yield url

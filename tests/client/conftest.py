@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from densepath.client import AsyncClient, Client, Scores
+from densepath.client import AsyncClient, Client, Score, Scores
 from densepath.errors import DensepathError, InvalidItemError, ModelVersionMismatchError
 from densepath.wire import MEDIA_TYPE, pack_answer, unpack_request
 
@@ -141,18 +142,33 @@ class Blocking:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._client = AsyncClient(*args, **kwargs)
+        self._runner = asyncio.Runner()  # one event loop, as its connections ask for
+
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
 
     def score(self, *args: Any, **kwargs: Any) -> Scores:
-        return asyncio.run(self._client.score(*args, **kwargs))
+        return self._runner.run(self._client.score(*args, **kwargs))
+
+    def iter_score(self, *args: Any, **kwargs: Any) -> Iterator[Score]:
+        scores = self._client.iter_score(*args, **kwargs)
+        try:
+            while True:
+                yield self._runner.run(anext(scores))
+        except StopAsyncIteration:
+            pass
+        finally:
+            self._runner.run(scores.aclose())
 
     def pair(self) -> dict[str, Any]:
-        return asyncio.run(self._client.pair())
+        return self._runner.run(self._client.pair())
 
     def ready(self) -> bool:
-        return asyncio.run(self._client.ready())
+        return self._runner.run(self._client.ready())
 
     def tokenize(self, text: str) -> list[int]:
-        return asyncio.run(self._client.tokenize(text))
+        return self._runner.run(self._client.tokenize(text))
 
 
 @pytest.fixture
@@ -161,12 +177,17 @@ def service() -> FakeService:
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(request: pytest.FixtureRequest) -> Callable[..., Any]:
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Makes a client of a handler."""
     kind = Client if request.param == "sync" else Blocking
-    return lambda handler, **options: kind(
-        "http://service:8000", transport=httpx.MockTransport(handler), **options
-    )
+    with ExitStack() as stack:
+
+        def make(handler: Any, base_url: Any = "http://service:8000", **options: Any) -> Any:
+            client = kind(base_url, transport=httpx.MockTransport(handler), **options)
+            stack.callback(client.close)
+            return client
+
+        yield make
 
 
 @pytest.fixture
@@ -192,7 +213,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr("densepath.client.retry.monotonic", lambda: clock.now)
+    monkeypatch.setattr("densepath.client.patience.monotonic", lambda: clock.now)
+    monkeypatch.setattr("densepath.client.replicas.monotonic", lambda: clock.now)
     monkeypatch.setattr("time.sleep", clock.sleep)
     monkeypatch.setattr("asyncio.sleep", clock.sleep_async)
     return clock

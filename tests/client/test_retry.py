@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from densepath.client.patience import REQUESTS_A_RETRY, RETRIES
 from densepath.client.retry import ATTEMPTS
 from densepath.errors import (
     BY_CODE,
@@ -204,3 +205,42 @@ def test_an_answer_that_cannot_be_decoded_is_not_tried_again(client: Any, servic
     with pytest.raises(InternalError):
         client.score([ITEM])
     assert len(service.scored()) == 1
+
+
+@pytest.mark.parametrize("deadline", [None, 1e6])
+def test_a_storm_is_not_multiplied_by_the_number_of_requests(
+    client: Any, service: Any, clock: Any, deadline: float | None
+) -> None:
+    n_items, service.limits["max_items"] = 600, 1
+    started = clock.now
+
+    def every_second(request: httpx.Request) -> httpx.Response:
+        service.instead.append(every_second)
+        if len(service.scored()) % 2:
+            return refuse(OverloadedError("full", retry_after=0))(request)
+        return service.rewards(request)  # type: ignore[no-any-return]
+
+    service.instead = [every_second]
+    with pytest.raises(UnavailableError, match=r"retry budget .* is spent .* last failure: full") as caught:
+        client.score([ITEM] * n_items, deadline=deadline)
+    assert isinstance(caught.value.__cause__, OverloadedError)
+    assert caught.value.retry_after == 0
+    n_attempts, seconds = len(service.requests), clock.now - started
+    assert n_attempts <= 1 + n_items + RETRIES + (1 + n_items) // REQUESTS_A_RETRY + seconds
+    assert n_attempts > RETRIES
+
+
+def test_few_failures_among_many_requests_are_within_the_budget(
+    client: Any, service: Any, clock: Any
+) -> None:
+    n_items, service.limits["max_items"] = 400, 1
+
+    def every_tenth(request: httpx.Request) -> httpx.Response:
+        service.instead.append(every_tenth)
+        if len(service.scored()) % 10 == 0:
+            raise httpx.ReadError("reset")
+        return service.rewards(request)  # type: ignore[no-any-return]
+
+    service.instead = [every_tenth]
+    assert len(client.score([ITEM] * n_items)) == n_items
+    assert len(service.scored()) == pytest.approx(n_items * 10 / 9, abs=2)

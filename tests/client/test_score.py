@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 
 from densepath.client import AsyncClient, Client
 from densepath.client.aio import IN_FLIGHT
@@ -59,6 +61,61 @@ def test_arrays_are_sent_as_lists_are(client: Any, service: Any) -> None:
     client.score([{"token_ids": np.arange(4), "response_mask": np.array([False, True, False, True])}])
     assert service.batches[0][0]["response_token_ids"] == [7, 9, 2]
     assert service.batches[1][0]["response_mask"] == [0, 1, 0, 1]
+
+
+def test_torch_tensors_are_sent_as_lists_are(client: Any, service: Any) -> None:
+    client.score(
+        [
+            {
+                "prompt_token_ids": torch.tensor([1, 5], dtype=torch.int32),
+                "response_token_ids": torch.tensor([7, 9, 2]),
+            }
+        ]
+    )
+    mask = torch.tensor([False, True, False, True])
+    client.score([{"token_ids": torch.arange(4), "response_mask": mask}])
+    client.score([{"token_ids": torch.arange(4), "response_mask": mask.long()}])
+    assert service.batches[0][0]["prompt_token_ids"] == [1, 5]
+    assert service.batches[0][0]["response_token_ids"] == [7, 9, 2]
+    assert [batch[0]["response_mask"] for batch in service.batches[1:]] == [[0, 1, 0, 1]] * 2
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that numpy cannot read where it is, as one on a GPU."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def detach(self) -> Any:
+        return self
+
+    def cpu(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_tensor_on_another_device_is_brought_here(client: Any, service: Any) -> None:
+    ids, mask = torch.tensor([1, 5, 7]).as_subclass(OnGpu), torch.tensor([0, 1, 1]).bool().as_subclass(OnGpu)
+    client.score([{"token_ids": ids, "response_mask": mask}])
+    assert service.batches[0][0] == {"token_ids": [1, 5, 7], "response_mask": [0, 1, 1], "id": None}
+
+
+def test_padded_torch_is_padded_on_a_device(client: Any, service: Any) -> None:
+    scores = client.score([TOKENS, tokens(3)])
+    (reward_N_T, mask_N_T), expected = scores.padded_torch(), scores.padded()
+    assert (reward_N_T.dtype, mask_N_T.dtype) == (torch.float32, torch.bool)
+    assert reward_N_T.tolist() == expected[0].tolist()
+    assert mask_N_T.tolist() == expected[1].tolist()
+    assert {tensor.device.type for tensor in scores.padded_torch(device="meta")} == {"meta"}
+
+
+def test_progress_counts_items_as_their_answers_come(client: Any, service: Any) -> None:
+    service.limits["max_items"] = 2
+    seen: list[tuple[int, int]] = []
+    items = [tokens(1), {"what": 1}, tokens(2), CHAT, tokens(3)]
+    client.score(items, on_error="item", progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (1, 5)
+    assert seen[-1] == (5, 5)
+    assert sorted(b - a for (a, _), (b, _) in pairwise(seen)) == [1, 1, 2]
 
 
 def test_extras_come_when_they_are_asked_for(client: Any, service: Any) -> None:
@@ -139,9 +196,14 @@ def test_only_refused_items_need_no_request(client: Any, service: Any) -> None:
         TOKENS | {"response_token_ids": np.ones((1, 1), int)},
         TOKENS | {"response_token_ids": np.ones(2)},
         TOKENS | {"response_token_ids": "12"},
+        TOKENS | {"response_token_ids": torch.ones(2)},
+        TOKENS | {"response_token_ids": torch.ones(2, dtype=torch.bfloat16)},
+        TOKENS | {"response_token_ids": torch.ones(2, dtype=torch.bool)},
+        TOKENS | {"response_token_ids": torch.ones((1, 1), dtype=torch.long)},
         TOKENS | {"prompt_token_ids": None},
         SPANS | {"response_mask": [0, 1]},
         SPANS | {"response_mask": [0, 1, 2, 0]},
+        SPANS | {"response_mask": torch.ones(4)},
         TEXT | {"response": 3},
         TEXT | {"append_eos": 1},
         TEXT | {"response": "\ud800"},
@@ -269,7 +331,7 @@ def test_the_key_is_sent_and_not_shown(connect: Any, service: Any) -> None:
     assert "canary" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["", "service:8000", "ftp://service", "http://", "/v1"])
+@pytest.mark.parametrize("url", ["", "service:8000", "ftp://service", "http://", "/v1", "http://a?b=c"])
 def test_a_base_url_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError):
         Client(url)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -11,17 +12,24 @@ import httpx
 import stamina
 
 from densepath.client.answers import Answer
-from densepath.client.core import TIMEOUT, Core, Exchange, ScoreCall
+from densepath.client.core import TIMEOUT, Core, Progress, ScoreCall
+from densepath.client.exchange import Exchange
 from densepath.client.items import Item
+from densepath.client.patience import Patience
 from densepath.client.plan import OnError, Options
-from densepath.client.results import Scores
-from densepath.client.retry import Backoff, Deadline, connection_errors
-from densepath.errors import UnavailableError
+from densepath.client.replicas import Replica
+from densepath.client.results import Score, Scores
+from densepath.client.retry import Sending
 
 T = TypeVar("T")
 
 IN_FLIGHT = 4
-"""How many requests of one call are under way at once; together they fit the service's queue."""
+"""How many requests of one call are under way at once at a replica; together they fit its queue."""
+
+BATCHES = 2
+"""How many batches of an iteration are under way at once: while one is handed out, the next is scored."""
+
+Slots = defaultdict[Replica, asyncio.Semaphore]
 
 
 class AsyncClient:
@@ -32,7 +40,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         *,
         api_key: str | None = None,
         pin: bool = False,
@@ -40,9 +48,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._core = Core(base_url, api_key, pin)
-        self._http = httpx.AsyncClient(
-            base_url=self._core.base_url, headers=self._core.headers, timeout=timeout, transport=transport
-        )
+        self._http = httpx.AsyncClient(headers=self._core.headers, timeout=timeout, transport=transport)
 
     async def score(
         self,
@@ -53,29 +59,67 @@ class AsyncClient:
         on_error: OnError = "fail",
         model_version: str | None = None,
         deadline: float | None = None,
+        progress: Progress | None = None,
     ) -> Scores:
         """As `Client.score`. When one request fails, those under way are cancelled."""
-        until = Deadline(deadline)
-        call = ScoreCall(self._core, items, Options(tuple(include), gamma, on_error), model_version)
+        patience = Patience(deadline)
+        options = Options(tuple(include), gamma, on_error)
+        call = ScoreCall(self._core, items, options, model_version, progress)
         if self._core.limits is None:
-            await self._send(self._core.pair(), until)
-        return call.join(await self._send_all(call.exchanges(IN_FLIGHT), until))
+            await self._send(self._core.pair(), patience)
+        return await self._finish(call, patience, _slots())
+
+    async def iter_score(
+        self,
+        items: Iterable[Item],
+        *,
+        include: Sequence[str] = (),
+        gamma: float = 1.0,
+        on_error: OnError = "fail",
+        model_version: str | None = None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[Score]:
+        """As `Client.iter_score`, but 2048 items are read ahead, and scored while scores are yielded.
+
+        What is under way is cancelled when the generator is closed: at once with `contextlib.aclosing`,
+        soon after a `break` without it.
+        """
+        options = Options(tuple(include), gamma, on_error)
+        await self._send(self._core.pair(), Patience(deadline))
+        slots, under_way = _slots(), deque[asyncio.Task[Scores]]()
+
+        async def finish(batch: Callable[[], ScoreCall]) -> Scores:
+            return await self._finish(batch(), Patience(deadline), slots)
+
+        async def first() -> Scores:
+            await asyncio.wait([under_way[0]])  # unlike its result, it leaves the cancelling to `finally`
+            return under_way.popleft().result()
+
+        try:
+            for batch in self._core.batches(items, options, model_version):
+                under_way.append(asyncio.create_task(finish(batch)))
+                if len(under_way) == BATCHES:
+                    for score in await first():
+                        yield score
+            while under_way:
+                for score in await first():
+                    yield score
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def pair(self) -> dict[str, Any]:
         """As `Client.pair`."""
-        return await self._send(self._core.pair(), Deadline(None))
+        return await self._send(self._core.pair(), Patience(None))
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """As `Client.tokenize`."""
-        return await self._send(self._core.tokenize(text, add_special_tokens), Deadline(None))
+        return await self._send(self._core.tokenize(text, add_special_tokens), Patience(None))
 
     async def ready(self) -> bool:
         """As `Client.ready`."""
-        try:
-            with connection_errors(Deadline(None)):
-                return (await self._http.get("/readyz")).status_code == 200
-        except UnavailableError:
-            return False
+        return any([await self._is_ready(replica) for replica in self._core.replicas])
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -89,34 +133,33 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
-    async def _send_all(self, exchanges: Sequence[Exchange[Answer]], deadline: Deadline) -> list[Answer]:
-        slots = asyncio.Semaphore(IN_FLIGHT)
+    async def _is_ready(self, replica: Replica) -> bool:
+        try:
+            return (await self._http.get(f"{replica.url}/readyz")).status_code == 200
+        except httpx.RequestError:
+            return False
 
-        async def one(exchange: Exchange[Answer]) -> Answer:
-            async with slots:
-                return await self._send(exchange, deadline)
+    async def _finish(self, call: ScoreCall, patience: Patience, slots: Slots) -> Scores:
+        async def one(exchange: Exchange[Answer]) -> None:
+            async with slots[exchange.replicas[0]]:
+                call.add(await self._send(exchange, patience))
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(exchange)) for exchange in exchanges]
+                for exchange in call.exchanges(IN_FLIGHT):
+                    group.create_task(one(exchange))
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             raise first from first.__cause__  # a caller catches the contract's errors, not groups of them
-        return [task.result() for task in tasks]
+        return call.join()
 
-    async def _send(self, exchange: Exchange[T], deadline: Deadline) -> T:
-        headers, content = exchange.content()
-        async for attempt in stamina.retry_context(
-            Backoff(deadline), attempts=deadline.attempts, timeout=None
-        ):
-            with attempt:
-                with connection_errors(deadline):
-                    response = await self._http.request(
-                        exchange.method,
-                        exchange.path,
-                        content=content,
-                        headers=headers | deadline.headers(),
-                        timeout=deadline.timeout(self._http.timeout),
-                    )
-                return exchange.read(response)
+    async def _send(self, exchange: Exchange[T], patience: Patience) -> T:
+        sending = Sending(exchange, patience)
+        async for attempt in stamina.retry_context(sending, attempts=None, timeout=None):
+            with attempt, sending.attempt(self._http.timeout) as request:
+                return exchange.read(await self._http.request(**request))
         raise AssertionError("the last attempt returns or raises")
+
+
+def _slots() -> Slots:
+    return defaultdict(lambda: asyncio.Semaphore(IN_FLIGHT))

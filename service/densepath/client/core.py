@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from itertools import islice
+from typing import Any
 
 import httpx
 
 from densepath.client.answers import USAGE, Answer, read_json, read_rewards
+from densepath.client.exchange import Exchange
 from densepath.client.items import Item
 from densepath.client.plan import Chunk, Limits, Options, make_plan, read_items
+from densepath.client.replicas import Replicas
 from densepath.client.results import Score, Scores
 from densepath.errors import InternalError, InvalidRequestError, ModelVersionMismatchError
-from densepath.wire import JSON_MEDIA_TYPE, MEDIA_TYPE
-
-T = TypeVar("T")
+from densepath.wire import JSON_MEDIA_TYPE
 
 #: Seconds for each connect, each read, each write and a free connection; a deadline shortens them.
 TIMEOUT = httpx.Timeout(connect=5, read=300, write=60, pool=300)
 
+BATCH_ITEMS = 1024
+"""How many items `iter_score` reads, scores and hands out together."""
 
-@dataclass(frozen=True)
-class Exchange(Generic[T]):
-    """One request, and how its answer is read."""
-
-    method: str
-    path: str
-    read: Callable[[httpx.Response], T]
-    body: Callable[[], tuple[str, bytes]] | None = None  # media type and content; built when it is sent
-
-    def content(self) -> tuple[dict[str, str], bytes | None]:
-        """The headers and the content to send."""
-        if self.body is None:
-            return {}, None
-        media_type, content = self.body()
-        return {"Content-Type": media_type, "Accept": MEDIA_TYPE}, content
+#: Called with the items that are done, refused ones included, and all items.
+Progress = Callable[[int, int], None]
 
 
 class Core:
@@ -47,22 +36,44 @@ class Core:
         InvalidRequestError: a base URL or a key that no request can be made with.
     """
 
-    def __init__(self, base_url: str, api_key: str | None, pin: bool) -> None:
-        self.base_url = _base_url(base_url)
+    def __init__(self, base_url: str | Sequence[str], api_key: str | None, pin: bool) -> None:
+        self.replicas = Replicas(base_url)
         self.headers = _headers(api_key)
-        self.limits: Limits | None = None  # of the service, once it was asked
-        self.served: str | None = None  # the version that it named when it was asked
+        self.served: str | None = None  # the version that was named when the pair was last asked for
         self.pinned: str | None = None
+        self._limits: dict[httpx.URL, Limits] = {}  # of each replica that was asked
         self._pin = pin
+
+    @property
+    def limits(self) -> Limits | None:
+        """The limits of a request, once a replica was asked; of several, the smallest.
+
+        Replicas are taken to be alike: one that answers is asked for all. What another with smaller limits
+        refuses is its error.
+        """
+        return Limits.smallest(self._limits.values()) if self._limits else None
 
     def pair(self) -> Exchange[dict[str, Any]]:
         """GET /v1/pair; its limits and its version are kept."""
-        return Exchange("GET", "/v1/pair", self._read_pair)
+        return Exchange("GET", "/v1/pair", self.replicas.order(b""), self._read_pair)
 
     def tokenize(self, text: str, add_special_tokens: bool) -> Exchange[list[int]]:
         """POST /tokenize."""
         body = json.dumps({"prompt": text, "add_special_tokens": add_special_tokens}).encode()
-        return Exchange("POST", "/tokenize", _read_tokens, lambda: (JSON_MEDIA_TYPE, body))
+        order = self.replicas.order(body)
+        return Exchange("POST", "/tokenize", order, _read_tokens, lambda: (JSON_MEDIA_TYPE, body))
+
+    def batches(
+        self, items: Iterable[Item], options: Options, version: str | None
+    ) -> Iterator[Callable[[], ScoreCall]]:
+        """What makes the calls of an `iter_score`, all of one version; the pair has just been asked for."""
+        pinned = version or self.pinned or self.served
+        if version is None and pinned is not None:
+            self.remember(pinned)
+        rest, first = iter(items), 0
+        while batch := list(islice(rest, BATCH_ITEMS)):
+            yield partial(ScoreCall, self, batch, options, pinned, first=first)
+            first += len(batch)
 
     def remember(self, version: str) -> None:
         """Pin the version of the first answer, where the client pins."""
@@ -74,39 +85,61 @@ class Core:
         version = pair.get("version")
         if not isinstance(version, str) or not version:
             raise InternalError("the service's answer is malformed: its pair has no version")
-        self.limits, self.served = Limits.of(pair), version
+        self._limits[response.url] = Limits.of(pair)
+        self.served = version
         return pair
 
 
 class ScoreCall:
-    """One call of `score`: read its items, plan its requests, join their answers.
+    """One call of `score`: read its items, numbered from `first`, plan its requests, join their answers.
 
     Raises:
         InvalidItemError: with on_error "fail", an item that is none.
     """
 
-    def __init__(self, core: Core, items: Iterable[Item], options: Options, version: str | None) -> None:
+    def __init__(
+        self,
+        core: Core,
+        items: Iterable[Item],
+        options: Options,
+        version: str | None,
+        progress: Progress | None = None,
+        first: int = 0,
+    ) -> None:
         self._core, self._options, self._version = core, options, version or core.pinned
-        self._items, self._refused = read_items(items, options)
+        self._items, self._refused = read_items(items, options, first)
         self._explicit = version is not None
+        self._progress, self._total = progress, len(self._items) + len(self._refused)
+        self._answers: list[Answer] = []
 
     def exchanges(self, in_flight: int) -> list[Exchange[Answer]]:
-        """The requests, for a service whose limits are known, `in_flight` of them at once."""
+        """The requests, for a service whose limits are known, `in_flight` of them at once at a replica."""
         if self._core.limits is None:
             raise RuntimeError("a call is planned after the service's limits are known")
-        plan = make_plan(self._items, self._refused, self._options, self._core.limits, in_flight)
+        plan = make_plan(
+            self._items, self._refused, self._options, self._core.limits, self._core.replicas, in_flight
+        )
         self._refused = plan.refused
+        self._tell()
         return [self._exchange(chunk) for chunk in plan.chunks]
 
-    def join(self, answers: Sequence[Answer]) -> Scores:
-        """The scores of all items, in the order of the items.
+    def add(self, answer: Answer) -> None:
+        """Take the answer of one request."""
+        self._answers.append(answer)
+        self._tell()
+
+    def join(self) -> Scores:
+        """The scores of all items, in the order of the items, once every request is answered.
 
         Raises:
             ModelVersionMismatchError: not all of one version, or of another than was asked for.
         """
-        versions = {answer.model_version for answer in answers}
+        versions = {answer.model_version for answer in self._answers}
         if len(versions) > 1:
-            raise ModelVersionMismatchError("the pair was swapped during the call; score all items again")
+            raise ModelVersionMismatchError(
+                "the answers of this call are of two pair versions: the pair was swapped during the call, or "
+                "the replicas do not serve the same one; score all items again"
+            )
         version = next(iter(versions), self._version or self._core.served)
         if version is None or (self._version is not None and version != self._version):
             raise ModelVersionMismatchError(
@@ -114,28 +147,24 @@ class ScoreCall:
             )
         if versions and not self._explicit:
             self._core.remember(version)
-        scores = [score for answer in answers for score in answer.scores]
+        scores = [score for answer in self._answers for score in answer.scores]
         scores += [Score(index, error=error) for index, error in self._refused.items()]
-        usage = {name: sum(answer.usage[name] for answer in answers) for name in USAGE}
+        usage = {name: sum(answer.usage[name] for answer in self._answers) for name in USAGE}
         return Scores(tuple(sorted(scores, key=lambda score: score.index)), version, usage)
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            done = len(self._refused) + sum(len(answer.scores) for answer in self._answers)
+            self._progress(done, self._total)
 
     def _exchange(self, chunk: Chunk) -> Exchange[Answer]:
         return Exchange(
             "POST",
             "/v1/rewards",
+            chunk.replicas,
             partial(read_rewards, items=chunk.items, options=self._options),
             partial(chunk.body, self._options, self._version),
         )
-
-
-def _base_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL:
-        url = httpx.URL()
-    if url.scheme not in ("http", "https") or not url.host:
-        raise InvalidRequestError("base_url must be like http://127.0.0.1:8000", param="base_url")
-    return url
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

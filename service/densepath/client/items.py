@@ -1,15 +1,17 @@
 """The four forms of an item, read from plain dicts.
 
-Token ids may be lists of ints or integer arrays. What cannot be put on the wire is refused here, as the
-service would; what only the pair can know (ids out of range, the context length) is left to the service.
+Token ids may be lists of ints, integer arrays or torch tensors on any device. What cannot be put on the wire
+is refused here, as the service would; what only the pair can know (ids out of range, the context length) is
+left to the service.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -52,12 +54,22 @@ class TokenItem(_Sequence):
 
     response_start: int
 
+    @property
+    def prompt_key(self) -> bytes:
+        """The same for the items of one prompt, in whichever of the two forms of token ids."""
+        return _digest(self.token_ids[: self.response_start].tobytes())
+
 
 @dataclass(frozen=True, eq=False)
 class SpanItem(_Sequence):
     """Spans form: the tokens under the mask are scored."""
 
     response_mask: npt.NDArray[np.uint8]
+
+    @property
+    def prompt_key(self) -> bytes:
+        """As `TokenItem.prompt_key`: the prompt is what comes before the first scored token."""
+        return _digest(self.token_ids[: self.response_mask.argmax()].tobytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +79,7 @@ class JsonItem:
     index: int
     id: str | None
     body: bytes
+    prompt_key: bytes
 
     @property
     def n_tokens(self) -> int:
@@ -100,7 +113,8 @@ def read_item(index: int, item: Item) -> AnyItem:
     if form == "spans":
         token_ids = _token_ids(item["token_ids"], where, "token_ids")
         return SpanItem(index, id_, token_ids, _mask(item["response_mask"], len(token_ids), where))
-    return JsonItem(index, id_, _json(item, where))
+    body, context = _json(item, where), item.get("prompt", item.get("messages"))
+    return JsonItem(index, id_, body, _digest(json.dumps(context).encode()))
 
 
 def _form(item: Item, where: str) -> str:
@@ -125,9 +139,10 @@ def _token_ids(value: object, where: str, field: str) -> npt.NDArray[np.int64]:
 
 
 def _mask(value: object, length: int, where: str) -> npt.NDArray[np.uint8]:
-    if getattr(value, "dtype", None) == np.bool_:
-        value = np.asarray(value).astype(np.uint8)
-    array = _integers(value)
+    given: Any = _from_torch(value)
+    if getattr(given, "dtype", None) == np.bool_:
+        given = np.asarray(given).astype(np.uint8)
+    array = _integers(given)
     if array is None or not bool(np.isin(array, (0, 1)).all()):
         _refuse(where, "response_mask", "must be a flat list of 0 and 1")
     if len(array) != length:
@@ -137,6 +152,7 @@ def _mask(value: object, length: int, where: str) -> npt.NDArray[np.uint8]:
 
 def _integers(value: object) -> npt.NDArray[np.int64] | None:
     """A flat int64 array, or None where a value is anything but an integer: True and 2.0 are not."""
+    value = _from_torch(value)
     if isinstance(value, (list, tuple)):
         kinds = set(map(type, value))  # of the values' types there are few, of the values many
         if any(not issubclass(kind, (int, np.integer)) or kind is bool for kind in kinds):
@@ -148,6 +164,16 @@ def _integers(value: object) -> npt.NDArray[np.int64] | None:
     except OverflowError:
         return None
     return array if array.ndim == 1 else None
+
+
+def _from_torch(value: Any) -> Any:
+    """A torch tensor as a numpy array, without importing torch; anything else as it is."""
+    if not any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__):
+        return value
+    try:
+        return value.detach().cpu().numpy()
+    except (RuntimeError, TypeError):  # a layout or a dtype that numpy does not have: no integers
+        return None
 
 
 def _json(item: Item, where: str) -> bytes:
@@ -164,6 +190,10 @@ def _json(item: Item, where: str) -> bytes:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError):  # a lone surrogate is a ValueError too
         raise InvalidItemError(f"{where} cannot be written as JSON in UTF-8", param=where) from None
+
+
+def _digest(prompt: bytes) -> bytes:
+    return hashlib.blake2b(prompt, digest_size=16).digest()
 
 
 def _id_bytes(id_: str | None) -> int:

@@ -1,16 +1,17 @@
-"""From items to requests: chunks of one form that fit the service's limits, in order, and their bodies."""
+"""From items to requests: chunks of one form and one home that fit the service's limits, and their bodies."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 
 from densepath.client.items import AnyItem, Item, JsonItem, SpanItem, TokenItem, read_item
+from densepath.client.replicas import Replica, Replicas
 from densepath.errors import BodyTooLargeError, DensepathError, InternalError, InvalidRequestError
 from densepath.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, PackedRequest, pack_request
 
@@ -73,12 +74,21 @@ class Limits:
             )
         return cls(*values)
 
+    @classmethod
+    def smallest(cls, of_all: Iterable[Limits]) -> Limits:
+        """What every one of them takes."""
+        return cls(*(min(values) for values in zip(*map(astuple, of_all), strict=True)))
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """Items of one form that travel in one request."""
+    """Items of one form that travel in one request, to the first of `replicas` that can be reached.
+
+    Their prompts belong to the first; the order of the others is that of the first item's prompt.
+    """
 
     items: tuple[AnyItem, ...]
+    replicas: tuple[Replica, ...]
 
     def body(self, options: Options, model_version: str | None) -> tuple[str, bytes]:
         """The media type and the bytes of its request."""
@@ -99,11 +109,16 @@ class Plan:
     refused: dict[int, DensepathError]
 
 
-def read_items(items: Iterable[Item], options: Options) -> tuple[list[AnyItem], dict[int, DensepathError]]:
-    """The items, and index → reason of those that are none; with on_error "fail" the first one raises."""
+def read_items(
+    items: Iterable[Item], options: Options, first: int = 0
+) -> tuple[list[AnyItem], dict[int, DensepathError]]:
+    """The items, numbered from `first`, and index → reason of those that are none.
+
+    With on_error "fail" the first of those raises.
+    """
     read: list[AnyItem] = []
     refused: dict[int, DensepathError] = {}
-    for index, item in enumerate(items):
+    for index, item in enumerate(items, first):
         try:
             read.append(read_item(index, item))
         except DensepathError as error:
@@ -120,23 +135,33 @@ def make_plan(
     refused: Mapping[int, DensepathError],
     options: Options,
     limits: Limits,
+    replicas: Replicas,
     in_flight: int,
 ) -> Plan:
-    """Chunks within the limits, so small that `in_flight` of them together fit the service's queue."""
+    """Chunks within the limits, so small that `in_flight` of them together fit a replica's queue."""
     room = limits.max_body_bytes - _ENVELOPE_BYTES
     tokens = max(1, limits.max_queued_tokens // in_flight)
     too_large = {item.index: _too_large(item, limits) for item in items if item.n_bytes > room}
     if too_large and options.on_error == "fail":
         raise next(iter(too_large.values()))
-    chunks: list[Chunk] = []
-    for form in (TokenItem, SpanItem, JsonItem):
-        fitting = [i for i in items if isinstance(i, form) and i.index not in too_large]
-        chunks += _split(fitting, limits.max_items, room, tokens)
+    groups: dict[tuple[type, Replica], list[AnyItem]] = {}
+    orders: dict[int, tuple[Replica, ...]] = {}
+    for item in items:
+        if item.index not in too_large:
+            orders[item.index] = replicas.order(item.prompt_key)
+            groups.setdefault((type(item), orders[item.index][0]), []).append(item)
+    chunks = [
+        Chunk(part, orders[part[0].index])
+        for group in groups.values()
+        for part in _split(group, limits.max_items, room, tokens)
+    ]
     chunks.sort(key=lambda chunk: chunk.items[0].index)
     return Plan(tuple(chunks), {**refused, **too_large})
 
 
-def _split(items: Sequence[AnyItem], max_items: int, max_bytes: int, max_tokens: int) -> list[Chunk]:
+def _split(
+    items: Sequence[AnyItem], max_items: int, max_bytes: int, max_tokens: int
+) -> list[tuple[AnyItem, ...]]:
     bounds = [0]
     n_bytes = n_tokens = 0
     for at, item in enumerate(items):
@@ -150,7 +175,7 @@ def _split(items: Sequence[AnyItem], max_items: int, max_bytes: int, max_tokens:
             n_bytes = n_tokens = 0
         n_bytes += item.n_bytes
         n_tokens += item.n_tokens
-    return [Chunk(tuple(items[a:b])) for a, b in pairwise([*bounds, len(items)]) if a < b]
+    return [tuple(items[a:b]) for a, b in pairwise([*bounds, len(items)]) if a < b]
 
 
 def _too_large(item: AnyItem, limits: Limits) -> BodyTooLargeError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,3 +83,9 @@ class Scores:
                 reward_N_T[n, : len(item.reward_T)] = item.reward_T
                 mask_N_T[n, : len(item.reward_T)] = True
         return reward_N_T, mask_N_T
+
+    def padded_torch(self, device: Any = "cpu") -> tuple[Any, Any]:
+        """`padded` as torch tensors on a device: float32 and bool. torch must be installed."""
+        torch = import_module("torch")  # by name: the client depends on no torch
+        reward_N_T, mask_N_T = self.padded()
+        return torch.from_numpy(reward_N_T).to(device), torch.from_numpy(mask_N_T).to(device)

@@ -1,116 +1,110 @@
-"""The deadline of a call, and when a request is sent again.
+"""The attempts of one request: where each goes, and how long after the one before.
 
 Scoring is a pure function, so sending a request again is always safe. It is sent again after 408, 429, 502
-and 503 and when the connection fails: once Retry-After has passed, or at once where there is none, plus a
-random wait whose bound doubles each time (full jitter). Nothing else is: the answer would be the same.
+and 503 and when the connection fails. After a replica's failure it goes at once to the next that does not
+rest. Where none is left it waits, for what is left of Retry-After and a random time whose bound doubles
+each time (full jitter), and then every replica may be tried again. Nothing else is sent again: the answer
+would be the same.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
+from typing import Any
 
 import httpx
 
+from densepath.client.exchange import Exchange
+from densepath.client.patience import Patience
+from densepath.client.replicas import Replica, choose
 from densepath.errors import (
-    DeadlineExceededError,
+    DensepathError,
     InternalError,
-    InvalidRequestError,
+    QuotaExceededError,
     RequestTimeoutError,
     UnavailableError,
 )
 
 ATTEMPTS = 6
-"""How often a request is sent where there is no deadline; with one, as often as there is time."""
+"""How often a request is tried where there is no deadline, not counting those that follow the one before at
+once at another replica; with a deadline, as often as there is time."""
 
 _JITTER_SECONDS = 0.25
 _JITTER_MAX_SECONDS = 8.0
 _LOST = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
 
-class Deadline:
-    """The time that a whole call may take, its retries included.
+class Sending:
+    """An exchange on its way; called with an error it is the backoff hook of `stamina.retry_context`."""
 
-    Raises:
-        InvalidRequestError: seconds that are not finite and above 0.
-    """
+    def __init__(self, exchange: Exchange[Any], patience: Patience) -> None:
+        self._exchange, self._patience = exchange, patience
+        self._headers, self._content = exchange.content()
+        self._tried: set[Replica] = set()  # since the last wait
+        self._waits = 0
+        patience.requests += 1
 
-    def __init__(self, seconds: float | None) -> None:
-        if seconds is not None and not 0 < seconds < math.inf:
-            raise InvalidRequestError("deadline must be a number of seconds above 0, or None")
-        self.seconds = seconds
-        self.attempts = ATTEMPTS if seconds is None else None
-        self._end = None if seconds is None else monotonic() + seconds
+    @contextmanager
+    def attempt(self, timeout: httpx.Timeout) -> Iterator[dict[str, Any]]:
+        """The arguments of httpx's `request`, for a block that sends it and reads the answer.
 
-    def allows(self, wait: float) -> bool:
-        """Whether there is time left after so many seconds."""
-        return self._end is None or monotonic() + wait < self._end
-
-    def left(self) -> float | None:
-        """The seconds that are left, or None for no deadline.
-
-        Raises:
-            DeadlineExceededError: none are left.
+        What becomes of it is noted of the replica, and httpx's errors are raised as this package's.
         """
-        if self._end is None:
-            return None
-        left = self._end - monotonic()
-        if left <= 0:
-            raise self.exceeded()
-        return left
-
-    def exceeded(self) -> DeadlineExceededError:
-        """The error of a call that has run out of time."""
-        return DeadlineExceededError(f"no answer within the deadline of {self.seconds:g} s")
-
-    def timeout(self, timeout: httpx.Timeout) -> httpx.Timeout:
-        """The same timeouts, none of them longer than what is left."""
-        left = self.left()
-        if left is None:
-            return timeout
-        capped = {
-            name: left if value is None else min(value, left) for name, value in timeout.as_dict().items()
+        replica = self._fresh() or choose(self._exchange.replicas)
+        self._tried.add(replica)
+        request = {
+            "method": self._exchange.method,
+            "url": replica.url + self._exchange.path,
+            "content": self._content,
+            "headers": self._headers | self._patience.headers(),
+            "timeout": self._patience.timeout(timeout),
         }
-        return httpx.Timeout(**capped)
-
-    def headers(self) -> dict[str, str]:
-        """X-Request-Timeout, so that the service stops working when nobody waits any more."""
-        left = self.left()
-        return {} if left is None else {"X-Request-Timeout": f"{max(left, 0.001):.3f}"}
-
-
-class Backoff:
-    """The backoff hook of `stamina.retry_context`: False, or the seconds to wait before the next attempt.
-
-    Raises DeadlineExceededError, its cause the last failure, as soon as no further attempt fits the deadline.
-    """
-
-    def __init__(self, deadline: Deadline) -> None:
-        self._deadline = deadline
-        self._bound = _JITTER_SECONDS
+        try:
+            yield request
+        except _LOST as error:
+            replica.failed(None)
+            reason = f"{type(error).__name__}, {replica.name}"
+            raise UnavailableError(f"the connection to the service failed ({reason})") from error
+        except httpx.RequestError as error:
+            raise InternalError(f"the service's answer cannot be read ({type(error).__name__})") from error
+        except DensepathError as error:
+            if _of_replica(error):
+                replica.failed(error.retry_after)
+            else:
+                replica.answered(error.retry_after)
+            raise
+        replica.answered(None)
 
     def __call__(self, error: Exception) -> bool | float:
-        """False for an error that another attempt would only repeat."""
+        """The seconds to wait before the next attempt; False where another would only repeat the error.
+
+        Raises:
+            DeadlineExceededError: no further attempt fits the deadline; its cause is the error.
+            UnavailableError: none fits the retry budget; its cause is the error.
+        """
         if not isinstance(error, (UnavailableError, RequestTimeoutError)):
             return False
-        wait = (error.retry_after or 0) + random.uniform(0, self._bound)  # noqa: S311
-        self._bound = min(2 * self._bound, _JITTER_MAX_SECONDS)
-        if not self._deadline.allows(wait):
-            raise self._deadline.exceeded() from error  # at once: waiting for it helps nobody
+        wait = 0.0
+        if not _of_replica(error) or self._fresh() is None:
+            if self._patience.seconds is None and self._waits == ATTEMPTS - 1:
+                return False
+            self._tried.clear()
+            wait = choose(self._exchange.replicas).retry_after() + self._jitter()
+        self._patience.spend(wait, error)
         return wait
 
+    def _fresh(self) -> Replica | None:
+        replicas = self._exchange.replicas
+        return next((one for one in replicas if one not in self._tried and not one.rests()), None)
 
-@contextmanager
-def connection_errors(deadline: Deadline) -> Iterator[None]:
-    """Raise httpx's errors as this package's; a read that the deadline cut short is the deadline's."""
-    try:
-        yield
-    except _LOST as error:
-        deadline.left()
-        kind = type(error).__name__
-        raise UnavailableError(f"the connection to the service failed ({kind})") from error
-    except httpx.RequestError as error:
-        raise InternalError(f"the service's answer cannot be read ({type(error).__name__})") from error
+    def _jitter(self) -> float:
+        bound = min(_JITTER_SECONDS * 2 ** min(self._waits, 16), _JITTER_MAX_SECONDS)
+        self._waits += 1
+        return random.uniform(0, bound)  # noqa: S311
+
+
+def _of_replica(error: Exception) -> bool:
+    """Whether another replica may do better at once: a quota and a slow connection are the caller's own."""
+    return isinstance(error, UnavailableError) and not isinstance(error, QuotaExceededError)

@@ -1,0 +1,102 @@
+"""The replicas of a service: where a prompt belongs, and which replica is passed over for a while.
+
+A prompt belongs to the replica that rendezvous hashing puts first for it, so that its rollouts meet the
+prefix that is cached there. When a replica goes, its prompts alone move, each to the next in its own order.
+
+Passive health: a replica that fails is passed over for 1 s, for twice as long after each failure that
+follows once it was tried again, at most 30 s, and never for less than its Retry-After. Where every replica
+is passed over, the one whose time is up first is tried. An answer of any kind clears it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from time import monotonic
+
+import httpx
+
+from densepath.errors import InvalidRequestError
+
+_REST_SECONDS = 1.0
+_REST_MAX_SECONDS = 30.0
+
+
+class Replica:
+    """One service. Several threads may use it: what one overwrites of another's, the next answer mends."""
+
+    def __init__(self, url: httpx.URL) -> None:
+        self.url = str(url).rstrip("/")
+        self.name = url.netloc.decode("ascii")  # without the user and password that a URL may hold
+        self._salt = hashlib.blake2b(self.url.encode()).digest()
+        self._failures = 0  # in a row
+        self._rests_until = 0.0
+        self._refuses_until = 0.0
+
+    def weight(self, key: bytes) -> bytes:
+        """What rendezvous hashing ranks the replicas of a key by."""
+        return hashlib.blake2b(key, key=self._salt, digest_size=16).digest()
+
+    def failed(self, retry_after: int | None) -> None:
+        """Pass it over; the failures of requests that were under way together count as one."""
+        self._failures += not self.rests()
+        rest = min(_REST_SECONDS * 2 ** min(self._failures - 1, 16), _REST_MAX_SECONDS)
+        now = monotonic()
+        self._refuses_until = now + (retry_after or 0)
+        self._rests_until = max(now + rest, self._refuses_until)
+
+    def answered(self, retry_after: int | None) -> None:
+        """It is well, whether or not it asks the caller to come back later."""
+        self._failures, self._rests_until = 0, 0.0
+        self._refuses_until = monotonic() + (retry_after or 0)
+
+    def rests(self) -> bool:
+        """Whether it is passed over now."""
+        return monotonic() < self._rests_until
+
+    def retry_after(self) -> float:
+        """The seconds that are left of its last Retry-After."""
+        return max(0.0, self._refuses_until - monotonic())
+
+    def back(self) -> float:
+        """When it is no longer passed over, by the monotonic clock."""
+        return self._rests_until
+
+
+class Replicas:
+    """The replicas of one service, in no order of their own.
+
+    Raises:
+        InvalidRequestError: no URL, or one that no request can be made with.
+    """
+
+    def __init__(self, base_url: str | Sequence[str]) -> None:
+        urls = [base_url] if isinstance(base_url, str) else base_url
+        self._all = tuple({url: Replica(url) for url in map(_url, urls)}.values())
+        if not self._all:
+            raise InvalidRequestError("base_url names no service: give at least one URL", param="base_url")
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self._all)
+
+    def order(self, key: bytes) -> tuple[Replica, ...]:
+        """The order in which they are tried for a key: those that rest come last."""
+        if len(self._all) == 1:
+            return self._all
+        ranked = sorted(self._all, key=lambda replica: replica.weight(key), reverse=True)
+        return tuple(sorted(ranked, key=Replica.rests))
+
+
+def choose(order: Sequence[Replica]) -> Replica:
+    """The first that does not rest, or else the one that is back first."""
+    return next((replica for replica in order if not replica.rests()), min(order, key=Replica.back))
+
+
+def _url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError):
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise InvalidRequestError("base_url must be like http://127.0.0.1:8000", param="base_url")
+    return url

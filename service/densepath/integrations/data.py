@@ -1,0 +1,112 @@
+"""Rewards as columns: of a batch of `datasets.map`, a pandas or a Polars data frame, or a dict of lists.
+
+scored = dataset.map(ScoreColumns(url), batched=True)                      # datasets
+frame = frame.assign(**ScoreColumns(url)(frame))                           # pandas
+frame = frame.hstack(polars.DataFrame(ScoreColumns(url)(frame)))           # Polars
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from densepath.client import Client, Score
+from densepath.errors import InvalidItemError
+
+#: The contract's fields of an item, as columns; other columns are not read.
+FIELDS = (
+    "prompt_token_ids",
+    "response_token_ids",
+    "token_ids",
+    "response_mask",
+    "prompt",
+    "messages",
+    "response",
+)
+_ARRAYS = {
+    "rewards": "reward_T",
+    "sft_logprobs": "logp_sft_T",
+    "reference_logprobs": "logp_reference_T",
+    "returns": "return_T",
+    "positions": "positions",
+    "response_token_ids": "response_token_ids",
+}
+
+
+class ScoreColumns:
+    """Columns of items in, columns of their scores out; of the pair version that is served when this is made.
+
+    It can be pickled, for the workers of `datasets.map(num_proc=…)`. The version is part of it, so what
+    `datasets` has cached of another pair is not taken for this one's.
+
+    Args:
+        url: the service, or its replicas.
+        include: of "logprobs" and "returns", what else to bring back.
+        gamma: of the returns.
+        append_eos: for texts and chats, whether a response gets the end-of-sequence token and its reward.
+        api_key: of the service.
+
+    Raises:
+        DensepathError: the service cannot be reached.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        include: Sequence[str] = (),
+        gamma: float = 1.0,
+        append_eos: bool = False,
+        api_key: str | None = None,
+    ) -> None:
+        self._url, self._api_key = url, api_key
+        self._include, self._gamma, self._append_eos = tuple(include), gamma, append_eos
+        with self._client() as client:
+            self.model_version = str(client.pair()["version"])
+
+    def __call__(self, columns: Any) -> dict[str, list[Any]]:
+        """The contract's fields of the answer, one value a row: `rewards` (a list a row), `sum`, `ended`.
+
+        With them whatever else comes back: `response_token_ids` of texts and chats, `positions` of spans,
+        and what `include` asks for.
+
+        Raises:
+            InvalidItemError: no columns of an item, those of two forms, or a row that cannot be scored.
+            ModelVersionMismatchError: another pair is served by now.
+        """
+        items = self._items(columns)
+        if not items:
+            return {}
+        with self._client() as client:
+            scores = client.score(
+                items, include=self._include, gamma=self._gamma, model_version=self.model_version
+            ).items
+        return {
+            **{name: _lists(scores, at) for name, at in _ARRAYS.items() if _has(scores, at)},
+            "sum": [score.sum for score in scores],
+            "ended": [score.ended for score in scores],
+        }
+
+    def _client(self) -> Client:
+        return Client(self._url, api_key=self._api_key)
+
+    def _items(self, columns: Any) -> list[dict[str, Any]]:
+        found = {name: _values(columns[name]) for name in FIELDS if name in columns}
+        if not found:
+            raise InvalidItemError(f"no column of an item: name them as its fields are, {', '.join(FIELDS)}")
+        eos = {"append_eos": True} if self._append_eos else {}
+        return [dict(zip(found, row, strict=True)) | eos for row in zip(*found.values(), strict=True)]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's rows as plain values: a message is a dict, a list of them a list."""
+    rows = column.to_list() if hasattr(column, "to_list") else list(column)
+    return [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+
+
+def _has(scores: Sequence[Score], attribute: str) -> bool:
+    return getattr(scores[0], attribute) is not None
+
+
+def _lists(scores: Sequence[Score], attribute: str) -> list[list[Any]]:
+    return [getattr(score, attribute).tolist() for score in scores]

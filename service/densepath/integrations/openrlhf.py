@@ -1,0 +1,67 @@
+"""The sum of a response's dense rewards in OpenRLHF, of the token ids that it sampled.
+
+OpenRLHF 0.11 has one reward a response: `Experience.rewards` is `[B]`, and its trainer puts each on the last
+token of its response. An agent's steps are summed too, so no part of a trainer could take one reward a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+from densepath.client import AsyncClient, Client
+from densepath.errors import InvalidItemError
+
+#: Seconds for a response's reward, retries included: a service that restarts is back by then.
+DEADLINE = 600.0
+
+
+class DensePathAgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]  # OpenRLHF carries no types
+    """A single turn whose reward is the sum of its dense rewards, in nats.
+
+    A module for `--train.agent_func_path` has a subclass of it named `AgentExecutor`, which takes no
+    arguments. Nothing is tokenised: the sampled ids are what is scored. All rewards are of the pair version
+    that is served at the start. A score that fails raises, which stops OpenRLHF.
+
+    Args:
+        url: the service, or its replicas.
+        api_key: of the service.
+
+    Raises:
+        DensepathError: the service cannot be reached.
+    """
+
+    def __init__(self, url: str | list[str], *, api_key: str | None = None) -> None:
+        super().__init__()
+        with Client(url, api_key=api_key) as client:
+            self._model_version = str(client.pair()["version"])
+        self.client = AsyncClient(url, api_key=api_key)
+
+    async def execute(
+        self,
+        prompt: str,
+        label: Any,
+        sampling_params: Any,
+        max_length: int,
+        hf_tokenizer: Any,
+        llm_engine: Any,
+        images: Any = None,
+    ) -> dict[str, Any]:
+        """OpenRLHF's rollout with its `reward`, and in `extra_logs` how long it is and whether it ended.
+
+        Raises:
+            InvalidItemError: a prompt with images.
+            DensepathError: the response has no score.
+        """
+        if images:
+            raise InvalidItemError("dense rewards are of text: this prompt has images")
+        rollout: dict[str, Any] = await super().execute(
+            prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine
+        )
+        [(start, end)] = rollout["action_ranges"]
+        ids = rollout["observation_tokens"]
+        item = {"prompt_token_ids": ids[:start], "response_token_ids": ids[start:end]}
+        [score] = await self.client.score([item], model_version=self._model_version, deadline=DEADLINE)
+        logs = {"response_tokens": float(end - start), "ended": float(bool(score.ended))}
+        return rollout | {"reward": score.sum, "scores": score.sum, "extra_logs": logs}
