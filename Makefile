@@ -29,9 +29,9 @@ check: setup ## format, lint, types, import contracts, scripts, containers
 test: setup ## run the tests
 	$(BIN)/pytest
 
-test-integrations: ## run the tests of the training frameworks, in .venv-integrations
+test-integrations: setup ## run the tests of the training frameworks, in .venv-integrations
 	@scripts/integrations
-	.venv-integrations/bin/pytest tests/integrations_heavy
+	.venv-integrations/bin/pytest --timeout 1200 tests/integrations_heavy
 
 bench: setup ## run every benchmark; each prints its ratio and its largest difference
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.checkpoint import Tokenizer, _read_tokenizer, fingerprint
+from densepath.checkpoint import Tokenizer, read_tokenizer, fingerprint
 from densepath.client import Client, Score
 from densepath.client.items import SpanItem, read_item
 from densepath.errors import InvalidItemError
@@ -121,7 +121,7 @@ def _read(tokenizer: Any) -> Tokenizer:
 
 def _read_directory(directory: Path) -> Tokenizer:
     problems: list[str] = []
-    read = _read_tokenizer(directory, lambda file, what: problems.append(f"{file} {what}"))
+    read = read_tokenizer(directory, lambda file, what: problems.append(f"{file} {what}"))
     if read is None:
         raise AlignmentError("tokenizer: " + "; ".join(problems))
     return read

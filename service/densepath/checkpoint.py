@@ -60,7 +60,7 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
         report("", "is not a directory: it must be a model directory in Hugging Face form")
         return Checkpoint(directory, None, None, {})
     config = _read_config(directory, report)
-    tokenizer = _read_tokenizer(directory, report) if config else None
+    tokenizer = read_tokenizer(directory, report) if config else None
     if config and tokenizer and tokenizer.vocab_size > config.embedding_size:
         report(
             TOKENIZER,
@@ -135,7 +135,7 @@ def _load_config(directory: Path, report: Report) -> Any:
         return None
 
 
-def _read_tokenizer(directory: Path, report: Report) -> Tokenizer | None:
+def read_tokenizer(directory: Path, report: Report) -> Tokenizer | None:
     if (directory / TOKENIZER_CONFIG).is_file():
         raw = read_json(directory / TOKENIZER_CONFIG, report)
         if raw is None:

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from checkpoints import make_tokenizer
 from densepath import Client
 from densepath.errors import InvalidItemError, UnavailableError
-from live import finish, free_port
+from live import Demo, finish, free_port
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # escapes in strings of OpenRLHF that Python no longer likes
@@ -28,8 +29,8 @@ PROMPT = "<|begin|><|user|>the sum of 3 and 4<|end|><|assistant|>"
 RESPONSES = [" 7<|end|>", " 8, or so"]
 
 
-def ids(text: str) -> list[int]:
-    return list(make_tokenizer()(text, add_special_tokens=False)["input_ids"])
+def ids(text: str, tokenizer: Any = None) -> list[int]:
+    return list((tokenizer or make_tokenizer())(text, add_special_tokens=False)["input_ids"])
 
 
 class Sampler:
@@ -44,13 +45,13 @@ class Sampler:
 
 
 async def roll_out(
-    executor: SingleTurnAgentExecutor, response_ids: list[int], max_length: int = 256
+    executor: SingleTurnAgentExecutor, response_ids: list[int], max_length: int = 256, tokenizer: Any = None
 ) -> dict[str, Any]:
     """One rollout, as OpenRLHF's engine actor asks for it."""
     sampling = SimpleNamespace(max_tokens=16, logprobs=None)
     return await executor.execute(
         prompt=PROMPT, label="7", sampling_params=sampling, max_length=max_length,
-        hf_tokenizer=make_tokenizer(), llm_engine=Sampler(response_ids), images=None,
+        hf_tokenizer=tokenizer or make_tokenizer(), llm_engine=Sampler(response_ids), images=None,
     )  # fmt: skip
 
 
@@ -66,13 +67,17 @@ def load_agent(url: str, monkeypatch: pytest.MonkeyPatch) -> DensePathAgentExecu
     return agent
 
 
+@pytest.mark.engine
+@pytest.mark.timeout(1200)
 async def test_a_rollout_gets_the_sum_by_the_url(
-    tiny_service: str, say_difference: Callable[[str, float], None]
+    demo: Demo, say_difference: Callable[[str, float], None]
 ) -> None:
-    executor = SingleTurnAgentExecutor(f"{tiny_service}/get_reward")
-    rollouts = [await roll_out(executor, ids(response)) for response in RESPONSES]
-    with Client(tiny_service) as client:
-        items = [{"prompt_token_ids": ids(PROMPT), "response_token_ids": ids(each)} for each in RESPONSES]
+    executor = SingleTurnAgentExecutor(f"{demo.url}/get_reward")
+    tokenizer = AutoTokenizer.from_pretrained(demo.sft)
+    prompt_ids, *response_ids = (ids(text, tokenizer) for text in (PROMPT, *RESPONSES))
+    rollouts = [await roll_out(executor, each, tokenizer=tokenizer) for each in response_ids]
+    with Client(demo.url) as client:
+        items = [{"prompt_token_ids": prompt_ids, "response_token_ids": each} for each in response_ids]
         scores = client.score(items).items
     difference = max(abs(a["reward"][0] - b.sum) for a, b in zip(rollouts, scores, strict=True))
     say_difference("OpenRLHF's executor: reward against /v1/rewards", difference)

@@ -1,20 +1,19 @@
-"""A real service for the tools of these tests."""
+"""The demo pair in the real engine, for the tools of these tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from integrations_heavy.served import PYTHON, TEACHER_KL
 from live import serving
 
 
 @pytest.fixture(scope="session")
-def service(pair_dirs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a tiny pair's service with the transformers engine: its numbers hang on no batch."""
-    sft, reference = pair_dirs
-    options = ("--sft", sft, "--reference", reference, "--engine", "transformers", "--teacher-kl", "0.25")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of `densepath serve --demo`: the pair is built where it is not there yet."""
     log = tmp_path_factory.mktemp("service") / "log"
-    with serving(*options, log=log, env={"OMP_NUM_THREADS": "1"}) as url:
+    options = ("--demo", "--teacher-kl", str(TEACHER_KL))
+    with serving(*options, log=log, within=1000, python=PYTHON) as url:
         yield url

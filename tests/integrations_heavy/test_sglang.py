@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import make_tokenizer
 from densepath import Client
 from integrations_heavy.bare import bare_package
+from integrations_heavy.served import tokenizer
 
 bare_package("sglang")
 
@@ -32,7 +32,7 @@ def endpoint(service: str) -> RuntimeEndpoint:
 
 def logps(service: str, texts: list[str]) -> list[np.ndarray[Any, Any]]:
     """log p_sft of every token but the first, by /v1/rewards."""
-    ids = make_tokenizer()(texts)["input_ids"]
+    ids = tokenizer()(texts)["input_ids"]
     items = [{"prompt_token_ids": each[:1], "response_token_ids": each[1:]} for each in ids]
     with Client(service) as densepath:
         return [score.logp_sft_T for score in densepath.score(items, include=("logprobs",))]
@@ -47,7 +47,7 @@ def test_select_finds_the_likeliest_choice(
         s += sgl.select("answer", choices=CHOICES)
 
     state = program.run(backend=endpoint, use_thread=False)
-    start = len(make_tokenizer()(PROMPT)["input_ids"]) - 2  # SGLang looks two tokens back
+    start = len(tokenizer()(PROMPT)["input_ids"]) - 2  # SGLang looks two tokens back
     expected = [logp_T[start:] for logp_T in logps(service, [PROMPT + choice for choice in CHOICES])]
     found = state.get_meta_info("answer")["input_token_logprobs"]
     difference = 0.0
@@ -76,7 +76,7 @@ def test_gen_names_the_likeliest_next_token(endpoint: RuntimeEndpoint, service: 
     )
     [[logp, token_id, text]] = meta["output_token_logprobs"]
     assert meta["output_top_logprobs"][0][0] == [logp, token_id, text]
-    assert text == make_tokenizer().decode([token_id])
+    assert text == tokenizer().decode([token_id])
 
 
 def test_generation_is_refused_in_words(endpoint: RuntimeEndpoint) -> None:

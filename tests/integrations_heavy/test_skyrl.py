@@ -11,6 +11,7 @@ import pytest
 
 from densepath import Client
 from integrations_heavy.bare import bare_package
+from integrations_heavy.served import TEACHER_KL
 
 bare_package("skyrl.backends")
 
@@ -22,7 +23,6 @@ from skyrl.backends.skyrl_train.inference_servers.remote_inference_client import
 # SkyRL compares its session's loop by a property that aiohttp has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:client.loop:DeprecationWarning")
 
-B = 0.25  # the service's --teacher-kl
 PROMPT, RESPONSE = [1, 40, 41, 42], [50, 51, 52, 53, 2]
 
 
@@ -60,7 +60,7 @@ def test_prompt_logprobs_are_those_of_the_rewards(
         [sequence] = answer["sequences"]
         assert len(sequence["tokens"]) == 1 == len(sequence["logprobs"])
         found[model] = np.array(answer["prompt_logprobs"][len(PROMPT) :])
-    reward_T = B * (found["dpr-teacher"] - found["sft"])
+    reward_T = TEACHER_KL * (found["dpr-teacher"] - found["sft"])
     difference = max(
         np.abs(found["sft"] - score.logp_sft_T).max(),
         np.abs(found["reference"] - score.logp_reference_T).max(),

@@ -14,9 +14,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from checkpoints import make_tokenizer
 from densepath import Client
 from densepath.errors import InvalidItemError, InvalidRequestError
+from integrations_heavy.served import SFT, tokenizer
 from integrations_heavy.verl_config import FUNCTION, dense_config, verl_config
 from live import finish
 
@@ -75,9 +75,9 @@ def returns_to_go(reward_B_T: Tensor, mask_B_T: Tensor, gamma: float) -> Tensor:
     return return_B_T
 
 
-async def rm_scores(service: str, pair_dirs: tuple[Path, Path]) -> DataProto:
+async def rm_scores(service: str) -> DataProto:
     """The batch with what verl's reward worker makes of it."""
-    worker = RewardLoopWorker(dense_config(service, f"actor_rollout_ref.model.path={pair_dirs[0]}"))
+    worker = RewardLoopWorker(dense_config(service, f"actor_rollout_ref.model.path={SFT}"))
     data = batch()
     outputs = await worker.compute_score_batch(data)
     await worker.reward_manager.client.aclose()
@@ -87,9 +87,9 @@ async def rm_scores(service: str, pair_dirs: tuple[Path, Path]) -> DataProto:
 
 
 async def test_each_reward_is_on_its_token(
-    service: str, pair_dirs: tuple[Path, Path], say_difference: Callable[[str, float], None]
+    service: str, say_difference: Callable[[str, float], None]
 ) -> None:
-    data = await rm_scores(service, pair_dirs)
+    data = await rm_scores(service)
     score_B_T, expected = data.batch["token_level_scores"], expected_rewards(service)
     assert score_B_T.dtype == torch.float32
     assert torch.equal(score_B_T != 0, data.batch["response_mask"].bool())
@@ -102,9 +102,9 @@ async def test_each_reward_is_on_its_token(
     ("estimator", "gamma"), [("reinforce_plus_plus", 1.0), ("reinforce_plus_plus", 0.0), ("gae", 1.0)]
 )
 async def test_they_stay_apart_through_the_kl_term_and_the_advantages(
-    estimator: str, gamma: float, service: str, pair_dirs: tuple[Path, Path]
+    estimator: str, gamma: float, service: str
 ) -> None:
-    data = await rm_scores(service, pair_dirs)
+    data = await rm_scores(service)
     data, _ = apply_kl_penalty(data, core_algos.FixedKLController(KL))
     mask_B_T = data.batch["response_mask"]
     kl_B_T = (data.batch["old_log_probs"] - data.batch["ref_log_prob"]) * mask_B_T
@@ -125,11 +125,11 @@ async def test_they_stay_apart_through_the_kl_term_and_the_advantages(
 
 
 def test_a_rollout_carries_them_to_the_trainer(
-    service: str, pair_dirs: tuple[Path, Path], tmp_path: Path, say_difference: Callable[[str, float], None]
+    service: str, tmp_path: Path, say_difference: Callable[[str, float], None]
 ) -> None:
     """Ray, agent loop, reward workers, TransferQueue, and the trainer's own advantages."""
     out = tmp_path / "out.pt"
-    command = [sys.executable, "-m", "integrations_heavy.verl_rollout", service, str(pair_dirs[0]), str(out)]
+    command = [sys.executable, "-m", "integrations_heavy.verl_rollout", service, str(SFT), str(out)]
     env = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = finish(command, env=env, within=280)
     assert done.returncode == 0, done.stderr[-6000:]
@@ -185,8 +185,8 @@ def test_an_agent_loop_with_a_reward_of_its_own_is_refused() -> None:
         DenseOutput.of(output(reward_score=1.0))
 
 
-async def test_a_response_that_cannot_be_scored_raises(service: str, pair_dirs: tuple[Path, Path]) -> None:
-    manager = load_reward_manager(dense_config(service), make_tokenizer())
+async def test_a_response_that_cannot_be_scored_raises(service: str) -> None:
+    manager = load_reward_manager(dense_config(service), tokenizer())
     data = batch()
     data.batch["responses"][1, 2] = 99_999
     with pytest.raises(InvalidItemError, match="out of range"):
@@ -201,7 +201,7 @@ MESSAGES = [{"role": "user", "content": "the sum of 3 and 4"}]
 
 def text_rollout(**extra: Any) -> DataProto:
     """One response, as verl's naive reward manager takes it: it decodes the ids itself."""
-    ids = make_tokenizer()(" 7, or so<|end|>", add_special_tokens=False)["input_ids"]
+    ids = tokenizer()(" 7, or so<|end|>", add_special_tokens=False)["input_ids"]
     tensors = {"responses": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
     columns = {"data_source": "a", "reward_model": {"ground_truth": "7"}, "extra_info": extra}
     arrays = {name: np.array([value], dtype=object) for name, value in columns.items()}
@@ -210,7 +210,7 @@ def text_rollout(**extra: Any) -> DataProto:
 
 async def test_the_custom_function_gives_the_sum(service: str) -> None:
     config = verl_config(*FUNCTION, f"+reward.custom_reward_function.reward_kwargs.url={service}")
-    manager = load_reward_manager(config, make_tokenizer())
+    manager = load_reward_manager(config, tokenizer())
     result = await manager.run_single(text_rollout(messages=np.array(MESSAGES)))
     with Client(service) as client:
         [score] = client.score([{"messages": MESSAGES, "response": " 7, or so"}])
@@ -219,9 +219,9 @@ async def test_the_custom_function_gives_the_sum(service: str) -> None:
         await manager.run_single(text_rollout())
 
 
-def test_the_example_shows_the_tensors(service: str, pair_dirs: tuple[Path, Path]) -> None:
+def test_the_example_shows_the_tensors(service: str) -> None:
     example = Path(__file__).parents[2] / "examples" / "verl" / "rewards.py"
-    command = [sys.executable, str(example), "--url", service, "--sft", str(pair_dirs[0])]
+    command = [sys.executable, str(example), "--url", service, "--sft", str(SFT)]
     done = finish(command, env={"OMP_NUM_THREADS": "1"}, within=120)
     assert done.returncode == 0, done.stderr[-4000:]
     rewards, returns = (

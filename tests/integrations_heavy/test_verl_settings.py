@@ -15,8 +15,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from checkpoints import make_tokenizer
 from densepath.errors import InvalidRequestError
+from integrations_heavy.served import SFT, tokenizer
 from integrations_heavy.verl_config import DENSE, FUNCTION, dense_config, verl_config
 from live import finish
 
@@ -117,7 +117,7 @@ def test_both_workers_check(service: str) -> None:
     with pytest.raises(InvalidRequestError, match="rloo sums"):
         DenseAgentLoopManager(config, llm_client=None)
     with pytest.raises(InvalidRequestError, match="rloo sums"):
-        load_reward_manager(config, make_tokenizer())
+        load_reward_manager(config, tokenizer())
 
 
 def test_the_sum_is_taken_where_it_is_asked_for() -> None:
@@ -134,10 +134,10 @@ def test_the_documented_settings_are_these() -> None:
     assert [setting for setting in (*DENSE, *FUNCTION) if setting not in page] == []
 
 
-def test_verl_takes_the_config_of_the_training_example(pair_dirs: tuple[Path, Path]) -> None:
+def test_verl_takes_the_config_of_the_training_example() -> None:
     """Composed by verl's own command line, checked by verl and here; it warns of nothing."""
     env = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SFT": str(pair_dirs[0]),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SFT": str(SFT),
         "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
     done = finish(["bash", str(ROOT / "examples/verl/train.sh"), "--cfg", "job"], env=env, within=120)
