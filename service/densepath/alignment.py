@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.checkpoint import Tokenizer, read_tokenizer, fingerprint
+from densepath.checkpoint import Tokenizer, fingerprint, read_tokenizer
 from densepath.client import Client, Score
 from densepath.client.items import SpanItem, read_item
 from densepath.errors import InvalidItemError

@@ -136,6 +136,7 @@ def _load_config(directory: Path, report: Report) -> Any:
 
 
 def read_tokenizer(directory: Path, report: Report) -> Tokenizer | None:
+    """The tokenizer in a directory, or None with the reason reported."""
     if (directory / TOKENIZER_CONFIG).is_file():
         raw = read_json(directory / TOKENIZER_CONFIG, report)
         if raw is None:
