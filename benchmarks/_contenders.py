@@ -34,8 +34,8 @@ class Pair:
         return scored
 
     @staticmethod
-    def _unshared(spans: list[int]) -> Any:
-        params = pooling_params(spans)
+    def _unshared(spans: list[int], view: None) -> Any:
+        params = pooling_params(spans, view)
         params.skip_reading_prefix_cache = True
         return params
 

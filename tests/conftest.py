@@ -23,8 +23,9 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 def process_state() -> Iterator[None]:
     """What vLLM does to the environment and a command to the logs of this process, no later test sees."""
     root = logging.getLogger()
-    environment, handlers, level = dict(os.environ), root.handlers[:], root.level
+    live, environment, handlers, level = os.environ, dict(os.environ), root.handlers[:], root.level
     yield
+    os.environ = live  # noqa: B003  # datasets puts a copy in its place after a map of several processes
     os.environ.clear()
     os.environ.update(environment)
     structlog.reset_defaults()

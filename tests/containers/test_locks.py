@@ -92,7 +92,9 @@ def test_the_cpu_lock_leaves_out_what_breaks_beside_cpu_torch() -> None:
 
 def test_this_environment_has_what_its_packages_ask_for() -> None:
     """A lock for every platform can miss what one platform's wheel asks for: the installed metadata knows."""
-    installed = {canonicalize_name(each.name): each for each in importlib.metadata.distributions()}
+    installed: dict[str, importlib.metadata.Distribution] = {}
+    for each in importlib.metadata.distributions():  # as Python imports: the first on the path counts
+        installed.setdefault(canonicalize_name(each.name), each)
     lacking = []
     for name, distribution in installed.items():
         if name in BARE:
