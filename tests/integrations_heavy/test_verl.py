@@ -135,7 +135,7 @@ def test_a_rollout_carries_them_to_the_trainer(
     assert done.returncode == 0, done.stderr[-6000:]
     made = torch.load(out)
     assert made["ends"] == {"sum": "finished", "reward": "finished", "refused": "failure"}
-    assert "refused_1_0" not in made["keys"]  # the response without a score: verl has no row of it
+    assert made["beside"] == [[50, 51]], "verl has no row of the response that has no score"
     assert "out of range" in done.stdout + done.stderr
 
     rows = made["rows"]

@@ -122,7 +122,9 @@ def main(url: str, model: str, out: str) -> None:
     fields = ["prompts", "responses", "response_mask", "rm_scores", "token_level_rewards", "returns"]
     data = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=fields)
     rows = {name: list(data[name].unbind()) for name in fields}
-    torch.save({"ends": ends, "keys": sorted(tq.kv_list("train")["train"]), "rows": rows}, out)
+    kept = [key for key in tq.kv_list("train")["train"] if key.startswith("refused_")]
+    beside = tq.kv_batch_get(keys=kept, partition_id="train", select_fields=["responses"])["responses"]
+    torch.save({"ends": ends, "beside": [ids.tolist() for ids in beside.unbind()], "rows": rows}, out)
     tq.close()
     ray.shutdown()
 
