@@ -152,7 +152,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _check(asked: CompletionRequest) -> None:
-    refuse_generation(16 if asked.max_tokens is None else asked.max_tokens, asked.n, bool(asked.stream))
+    refuse_generation(asked.max_tokens, asked.n, asked.stream)
     if asked.prompt_logprobs is None and not (asked.echo and asked.logprobs is not None):
         raise InvalidRequestError(
             "this service scores and does not generate: ask for echo with logprobs, or for prompt_logprobs",

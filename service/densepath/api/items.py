@@ -95,7 +95,7 @@ def _read_item(raw: Any, index: int, service: Service) -> Item:
     raw_id = raw.get("id")
     item_id = raw_id if isinstance(raw_id, str) else None
     forms = {FORMS[name] for name in raw if name in FORMS}
-    work = _located(index, lambda: _check(_sequence(raw, forms, index, service), service))
+    work = _located(index, lambda: service.check(_sequence(raw, forms, index, service)))
     return Item(item_id, work, from_text=bool(forms & {TextItem, ChatItem}), from_mask=SpansItem in forms)
 
 
@@ -138,15 +138,8 @@ def _read_packed(packed: PackedRequest, index: int, item_id: str | None, service
             )
         return sequences.from_response(token_ids_L[:start], token_ids_L[start:])
 
-    work = _located(index, lambda: _check(sequence(), service))
+    work = _located(index, lambda: service.check(sequence()))
     return Item(item_id, work, from_mask=packed.response_mask is not None)
-
-
-def _check(sequence: Sequence, service: Service) -> Sequence:
-    sequences.check(
-        sequence, vocab_size=service.pair.vocab_size, context_length=service.scorer.context_length
-    )
-    return sequence
 
 
 def _located(index: int, make: Callable[[], Sequence]) -> Sequence | DensepathError:

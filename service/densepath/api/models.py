@@ -39,22 +39,32 @@ def check_name(name: str | None, service: Service) -> None:
         model_view(name, service)
 
 
-async def score_view(sequences: list[Sequence], view: View, service: Service) -> list[tuple[Scored, Ranked]]:
-    """The scores of sequences that are checked, and their tokens as the view ranks them: all, or an error.
+Score = tuple[Scored, Ranked]
+
+
+async def score_view(sequences: list[Sequence], view: View, service: Service) -> list[Score | None]:
+    """The scores of sequences, and their tokens as the view ranks them: all, or an error. None for a
+    sequence of which nothing is scored.
 
     Raises:
         NonFiniteScoreError: a scored token's log-probability is no number.
+        InvalidItemError: an id that is out of range.
+        ContextLengthExceededError: a sequence that is too long.
         OverloadedError: there is no room for them now.
     """
-    with service.budget.admit(sum(len(sequence.token_ids_L) for sequence in sequences)) as ticket:
-        async with together(score_sequence(each, ticket, service, view) for each in sequences) as tasks:
-            scores = await asyncio.gather(*tasks)
+    checked = [service.check(each) for each in sequences]
+    due = {i: each for i, each in enumerate(checked) if len(each.positions_T)}
+    with service.budget.admit(sum(len(sequence.token_ids_L) for sequence in due.values())) as ticket:
+        works = (score_sequence(each, ticket, service, view) for each in due.values())
+        async with together(works) as tasks:
+            scores = dict(zip(due, await asyncio.gather(*tasks), strict=True))
     service.metrics.count_tokens(
-        sum(sequence.prompt_tokens for sequence in sequences),
-        sum(scored.cached_tokens for scored in scores),
-        sum(len(sequence.positions_T) for sequence in sequences),
+        sum(sequence.prompt_tokens for sequence in due.values()),
+        sum(scored.cached_tokens for scored in scores.values()),
+        sum(len(sequence.positions_T) for sequence in due.values()),
     )
-    return [(scored, _finite(index, scored)) for index, scored in enumerate(scores)]
+    ranked = {i: (scored, _finite(i, scored)) for i, scored in scores.items()}
+    return [ranked.get(i) for i in range(len(sequences))]
 
 
 def _finite(index: int, scored: Scored) -> Ranked:

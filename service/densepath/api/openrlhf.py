@@ -16,7 +16,7 @@ from densepath.api.schemas import ErrorAnswer, RewardsOptions, Strict
 from densepath.api.scoring import count_scores, score_batch
 from densepath.api.service import Service
 from densepath.errors import InvalidItemError, InvalidRequestError
-from densepath.sequences import Sequence, check
+from densepath.sequences import Sequence
 
 
 class GetRewardRequest(Strict):
@@ -84,11 +84,9 @@ def _batch(asked: GetRewardRequest, service: Service) -> Batch:
 def _sequence(index: int, query: str, prompt: str, service: Service) -> Sequence:
     place = f"query[{index}]"
     try:
-        sequence = service.tokenizer.from_whole(query, prompt)
-        check(sequence, vocab_size=service.pair.vocab_size, context_length=service.scorer.context_length)
+        return service.check(service.tokenizer.from_whole(query, prompt))
     except InvalidRequestError as error:
         raise type(error)(f"{place}: {error.message}", param=place) from error
-    return sequence
 
 
 def _answer(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from densepath.api.models import score_view
+from densepath.api.models import Score, score_view
 from densepath.api.service import Service
-from densepath.engine.scorer import Ranked, Scored, View
+from densepath.engine.scorer import View
 from densepath.errors import InvalidItemError, InvalidRequestError
-from densepath.sequences import Sequence, Tokenizer, check
+from densepath.sequences import Sequence, Tokenizer
 
 MAX_TOP = 128
 """The most tokens that a request may name at each position."""
@@ -78,40 +78,36 @@ async def score_prompts(
     """
     if with_next:
         view = View(view.sft, view.reference, max(view.top, 1))
-    sequences = [_sequence(ids, with_next, index, service) for index, ids in enumerate(prompts)]
-    scores = iter(await score_view([each for each in sequences if len(each.positions_T)], view, service))
+    sequences = [_sequence(ids, with_next, index) for index, ids in enumerate(prompts)]
+    scores = await score_view(sequences, view, service)
 
     def read() -> list[PromptScore]:
         texts = TokenTexts(service.tokenizer)
         return [
-            _prompt_score(ids, with_next, next(scores) if len(sequence.positions_T) else None, texts)
-            for ids, sequence in zip(prompts, sequences, strict=True)
+            _prompt_score(ids, with_next, score, texts) for ids, score in zip(prompts, scores, strict=True)
         ]
 
     return await asyncio.to_thread(read)
 
 
-def _sequence(ids: list[int], with_next: bool, index: int, service: Service) -> Sequence:
+def _sequence(ids: list[int], with_next: bool, index: int) -> Sequence:
     if not ids:
         raise InvalidItemError(f"prompt {index} is empty: it must have a token", param="prompt")
     # The row that predicts the next token needs some token after it; which one makes no difference to it.
     token_ids_L = np.asarray([*ids, ids[-1]] if with_next else ids, dtype=np.int64)
-    sequence = Sequence(token_ids_L, np.arange(1, len(token_ids_L)))
-    check(sequence, vocab_size=service.pair.vocab_size, context_length=service.scorer.context_length)
-    return sequence
+    return Sequence(token_ids_L, np.arange(1, len(token_ids_L)))
 
 
-def _prompt_score(
-    ids: list[int], with_next: bool, scored: tuple[Scored, Ranked] | None, texts: TokenTexts
-) -> PromptScore:
+def _prompt_score(ids: list[int], with_next: bool, score: Score | None, texts: TokenTexts) -> PromptScore:
     first = texts.alone(ids[0])
-    if scored is None:
+    if score is None:
         return PromptScore(ids, first, [None], None)
-    ranked = scored[1]
+    ranked = score[1]
+    before_L = [ids[max(0, at - MOST_TOKENS_BEFORE) : at] for at in range(len(ids) + 1)]
     top_T = zip(ranked.top_ids_T_K.tolist(), ranked.top_logp_T_K.tolist(), strict=True)
     likeliest_T = [
         [
-            Entry(token_id, logp, rank, texts.after(ids[:at], token_id))
+            Entry(token_id, logp, rank, texts.after(before_L[at], token_id))
             for rank, (token_id, logp) in enumerate(zip(*top, strict=True), 1)
         ]
         for at, top in enumerate(top_T, 1)
@@ -120,7 +116,7 @@ def _prompt_score(
     for at, token_id in enumerate(ids[1:], 1):
         rank, logp = int(ranked.rank_T[at - 1]), float(ranked.logp_T[at - 1])
         others = [entry for entry in likeliest_T[at - 1] if entry.token_id != token_id]
-        entries_L.append([Entry(token_id, logp, rank, texts.after(ids[:at], token_id)), *others])
+        entries_L.append([Entry(token_id, logp, rank, texts.after(before_L[at], token_id)), *others])
     return PromptScore(ids, first, entries_L, likeliest_T[-1] if with_next else None)
 
 
@@ -138,11 +134,14 @@ class TokenTexts:
         return self._alone[token_id]
 
     def after(self, before: list[int], token_id: int) -> str:
-        """As vLLM writes it: the last token of a character has all of it, those before it nothing."""
+        """As vLLM writes it: the last token of a character has all of it, those before it nothing.
+
+        `before` are the tokens before it, MOST_TOKENS_BEFORE at most.
+        """
         text = self.alone(token_id)
         if not text.endswith(UNFINISHED):
             return text
-        for count in range(1, min(len(before), MOST_TOKENS_BEFORE) + 1):
+        for count in range(1, len(before) + 1):
             context = before[-count:]
             joined = self._tokenizer.decode([*context, token_id])
             if not joined.endswith(UNFINISHED):
@@ -169,8 +168,8 @@ def shown(entries: list[Entry], top: int) -> list[Entry]:
     return [entries[0], *(entry for entry in entries[1:] if entry.rank <= top)]
 
 
-def refuse_generation(max_tokens: int, n: int, stream: bool) -> None:
-    """Refuse what only a generating server can do."""
+def refuse_generation(max_tokens: int | None, n: int, stream: bool | None) -> None:
+    """Refuse what only a generating server can do; without max_tokens the originals generate."""
     if max_tokens not in (0, 1):
         raise InvalidRequestError(
             "this service scores and does not generate: send max_tokens 0 or 1", param="max_tokens"

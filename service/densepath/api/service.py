@@ -17,7 +17,7 @@ from densepath.admission import TokenBudget
 from densepath.engine.scorer import Scorer
 from densepath.errors import DrainingError, EngineUnavailableError
 from densepath.pair import Pair
-from densepath.sequences import Tokenizer
+from densepath.sequences import Sequence, Tokenizer, check
 from densepath.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -125,6 +125,11 @@ class Service:
         if not self.scorer.alive():
             return EngineUnavailableError("the engine has died: the service restarts", retry_after=30)
         return None
+
+    def check(self, sequence: Sequence) -> Sequence:
+        """The same sequence, or the error of one that the pair cannot score (`sequences.check`)."""
+        check(sequence, vocab_size=self.pair.vocab_size, context_length=self.scorer.context_length)
+        return sequence
 
     def alive(self) -> bool:
         """False when only a restart helps."""

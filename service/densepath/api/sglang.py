@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from densepath.api.answers import to_json
 from densepath.api.body import answer_json, validate
-from densepath.api.models import model_view, score_view
+from densepath.api.models import Score, model_view, score_view
 from densepath.api.openapi import body_of
 from densepath.api.service import Service
 from densepath.api.sglang_schemas import (
@@ -24,12 +24,10 @@ from densepath.api.sglang_schemas import (
     SglangSampling,
     TokenLogp,
 )
-from densepath.engine.scorer import Ranked, Scored
 from densepath.errors import InvalidItemError, InvalidRequestError
-from densepath.sequences import Sequence, check
+from densepath.sequences import Sequence
 
 Value = TypeVar("Value")
-Score = tuple[Scored, Ranked]
 
 
 @dataclass(frozen=True)
@@ -80,17 +78,7 @@ def router(service: Service) -> APIRouter:
             prompts = await asyncio.to_thread(_prompts, asked, service)
             top = max(max(prompt.top, int(prompt.with_next)) for prompt in prompts)
             view = model_view(asked.model or model, service, top=top)
-            sequences = [prompt.sequence() for prompt in prompts]
-            for sequence in sequences:
-                check(
-                    sequence,
-                    vocab_size=service.pair.vocab_size,
-                    context_length=service.scorer.context_length,
-                )
-            scored = iter(
-                await score_view([each for each in sequences if len(each.positions_T)], view, service)
-            )
-            scores = [next(scored) if len(each.positions_T) else None for each in sequences]
+            scores = await score_view([prompt.sequence() for prompt in prompts], view, service)
             seconds = asyncio.get_running_loop().time() - request.state.began
             answers = await asyncio.to_thread(_answers, asked, prompts, scores, seconds, service)
             return to_json(answers if _batched(asked) else answers[0])

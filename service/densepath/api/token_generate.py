@@ -127,9 +127,7 @@ def router(service: Service) -> APIRouter:
             view = model_view(
                 asked.model, service, top=max(params.logprobs or 0, params.prompt_logprobs or 0)
             )
-            refuse_generation(
-                16 if params.max_tokens is None else params.max_tokens, params.n, bool(asked.stream)
-            )
+            refuse_generation(params.max_tokens, params.n, asked.stream)
             if params.prompt_logprobs is None:
                 raise InvalidRequestError(
                     "this service scores and does not generate: ask for prompt_logprobs",
