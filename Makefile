@@ -1,9 +1,9 @@
 # The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo check test test-integrations bench lock clean
+.PHONY: help setup serve demo check test test-tools test-integrations bench lock clean
 
 BIN := .venv/bin
-SCRIPTS := scripts/setup scripts/lock scripts/integrations scripts/common.sh .ci/run
+SCRIPTS := scripts/setup scripts/lock scripts/integrations scripts/test-tools scripts/common.sh .ci/run
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 19
@@ -26,8 +26,11 @@ check: setup ## format, lint, types, import contracts, scripts, containers
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
-test: setup ## run the tests
+test: setup ## run the tests; those of the playground and of the alerts need test-tools
 	$(BIN)/pytest
+
+test-tools: ## install Chromium and Prometheus for the tests, by apt, where they are missing
+	@scripts/test-tools
 
 test-integrations: setup ## run the tests of the training frameworks, in .venv-integrations
 	@scripts/integrations
