@@ -1,6 +1,6 @@
 # The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo check test test-tools test-integrations bench lock clean
+.PHONY: help setup serve demo check test test-tools test-integrations bench docs build lock clean
 
 BIN := .venv/bin
 SCRIPTS := scripts/setup scripts/lock scripts/integrations scripts/test-tools scripts/common.sh .ci/run
@@ -17,14 +17,17 @@ serve: setup ## build the small demo pair once and serve it
 demo: setup ## run the paper's whole method on two cores: SFT, the pair's service, DPR, a report
 	$(BIN)/densepath demo
 
-check: setup ## format, lint, types, import contracts, scripts, containers
+check: setup ## format, lint, types, import contracts, scripts, containers, manifests, workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck --external-sources $(SCRIPTS)
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml
+	$(BIN)/zizmor --offline --persona=pedantic --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 test: setup ## run the tests; those of the playground and of the alerts need test-tools
 	$(BIN)/pytest
@@ -39,9 +42,16 @@ test-integrations: setup ## run the tests of the training frameworks, in .venv-i
 bench: setup ## run every benchmark; each prints its ratio and its largest difference
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
+docs: setup ## build the documentation into site/, with a strict link check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+build: setup ## make the wheel and the sdist in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
 lock: ## make locks/ anew from pyproject.toml (UPGRADE=1 moves the pins)
 	@scripts/lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .venv-integrations .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .venv-integrations .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,6 +22,7 @@ from densepath.runs import read_sft_run
 if TYPE_CHECKING:
     from densepath.api.service import Service
     from densepath.client import AsyncClient
+    from densepath.demo.task import Example
 
 
 def serve_pair(settings: ServeSettings, say: Console) -> None:
@@ -30,9 +31,12 @@ def serve_pair(settings: ServeSettings, say: Console) -> None:
     from densepath.api.server import serve
     from densepath.demo.welcome import welcome
     from densepath.telemetry.logs import configure_logs
+    from densepath.telemetry.traces import open_traces
 
     configure_logs()
+    traces = open_traces()  # before the engine: it takes a variable of theirs away
     service = build_service(settings, say)
+    service.traces = traces
     app = create_app(service, engine=settings.engine.value)
     url = f"http://{settings.host}:{settings.port}"
     say.print(f"loading the pair into the {settings.engine.value} engine: {url}")
@@ -48,7 +52,10 @@ def serve_pair(settings: ServeSettings, say: Console) -> None:
                 showing.cancel()
                 await asyncio.gather(showing, return_exceptions=True)
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        traces.close()
 
 
 @contextmanager
@@ -86,7 +93,17 @@ def build_service(settings: ServeSettings, say: Console) -> Service:
         teacher_kl=settings.teacher_kl,
         limits=Limits(settings.max_items, settings.max_body_bytes, settings.max_queued_tokens),
         keys=ApiKeys.from_file(settings.api_key_file),
+        examples=demo_examples() if settings.demo else (),
     )
+
+
+def demo_examples() -> tuple[Example, ...]:
+    """Held-out examples of the demo, which is built already."""
+    from densepath.demo.recipe import Recipe
+    from densepath.demo.store import default_directory, read
+
+    demo = read(default_directory(), Recipe())
+    return demo.examples if demo else ()
 
 
 def directories(settings: ServeSettings, say: Console) -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from densepath.pair import Pair
 
 KEY, OTHER = "k3y-of-the-trainer", "schlüssel-à"
 OPEN = ("/livez", "/readyz", "/health", "/metrics")
+BASIC = 'Basic realm="densepath", charset="UTF-8"'
 UNKNOWN = ("/", "/docs", "/livez/", "/LIVEZ", "//livez", "/livez/../v1/pair", "/metrics2")
 
 
@@ -25,6 +27,10 @@ def guarded(pair: Pair) -> Iterator[Running]:
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
+
+
+def basic(password: str, user: str = "") -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 def routes(guarded: Running) -> list[tuple[str, str]]:
@@ -42,7 +48,8 @@ def test_every_route_but_the_open_ones_needs_a_key(guarded: Running) -> None:
         # The compatible routes have their originals' shapes: only the message is everywhere.
         assert answer.status_code == 401, path
         assert "Authorization: Bearer KEY" in answer.json()["error"]["message"], path
-        assert answer.headers["www-authenticate"] == "Bearer"
+        asks = ["Bearer", BASIC] if answer.request.url.path == "/" else ["Bearer"]
+        assert answer.headers.get_list("www-authenticate") == asks
         with_key = guarded.client.request(
             method, path, json={} if method == "post" else None, headers=bearer(KEY)
         )
@@ -61,7 +68,19 @@ def test_every_route_but_the_open_ones_needs_a_key(guarded: Running) -> None:
         b"Bearer " + b"x" * 40_000,
         "Bearer schlüssel".encode(),
         b"Bearer \xff\xfe\x80",
+        b"Basic",
         b"Basic " + KEY.encode(),
+        b"Basic %%%",
+        b"Basic " + base64.b64encode(KEY.encode()),  # no colon
+        b"Basic " + base64.b64encode(KEY.encode() + b":"),  # the key as the user
+        b"Basic " + base64.b64encode(b":" + KEY.encode())[:-1],
+        b"Basic " + base64.b64encode(b"a:b:" + KEY.encode()),
+        b"Basic " + base64.b64encode(b":" + KEY.encode() + b" "),
+        b"Basic " + base64.b64encode(b":"),
+        b"Basic " + base64.b64encode(b":\xff\xfe\x80"),
+        b"Basic " + base64.b64encode(b":" + b"x" * 40_000),
+        b"Basic \xff\xfe\x80",
+        "Basic schlüssel".encode(),
         b"Bearer" + KEY.encode(),
         b"Bearer,\t" + KEY.encode(),
         KEY.encode(),
@@ -81,6 +100,45 @@ def test_a_right_key_is_taken(scheme: str, key: str, guarded: Running) -> None:
     assert guarded.client.post("/v1/rewards", json={"items": [GOOD]}, headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
+@pytest.mark.parametrize("user", ["", "anyone", "schlüssel"])
+@pytest.mark.parametrize("key", [KEY, OTHER])
+def test_a_right_key_is_taken_as_the_password_of_a_browser(
+    scheme: str, user: str, key: str, guarded: Running
+) -> None:
+    value = basic(key, user)["Authorization"].replace("Basic", scheme)
+    headers = {"Authorization": value}
+    assert guarded.client.get("/", headers=headers).headers["content-type"].startswith("text/html")
+    assert guarded.client.post("/v1/rewards", json={"items": [GOOD]}, headers=headers).status_code == 200
+
+
+def test_only_the_playground_makes_a_browser_ask(guarded: Running) -> None:
+    for path in ("/", "/playground/main.js", "/playground/examples", "/playground/nothing"):
+        answer = guarded.client.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert answer.headers.get_list("www-authenticate") == ["Bearer", BASIC]
+    for path in ("/v1/pair", "/openapi.json", "/playground", "/playgroundx", "/nowhere"):
+        assert guarded.client.get(path).headers.get_list("www-authenticate") == ["Bearer"]
+
+
+def test_a_browsers_password_is_of_no_use_to_another_site(guarded: Running) -> None:
+    headers = {**basic(KEY), "Origin": "https://elsewhere.example"}
+    preflight = guarded.client.request(
+        "OPTIONS",
+        "/v1/rewards",
+        headers={**headers, "Access-Control-Request-Method": "POST"},
+    )
+    assert preflight.status_code == 405
+    assert not [name for name in preflight.headers if name.startswith("access-control")]
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+        sent = guarded.client.post(
+            "/v1/rewards", content=b'{"items": []}', headers={**headers, "Content-Type": kind}
+        )
+        assert sent.status_code == 415
+        assert not [name for name in sent.headers if name.startswith("access-control")]
+    assert guarded.client.post("/admin/selftest", headers=headers).status_code == 403
+
+
 def test_a_refused_body_is_not_read(guarded: Running) -> None:
     with guarded.connect() as raw:
         raw.sendall(
@@ -93,7 +151,7 @@ def test_a_refused_body_is_not_read(guarded: Running) -> None:
 def test_a_key_is_nowhere_to_be_read(guarded: Running, capfd: pytest.CaptureFixture[str]) -> None:
     received = ""
     for method, path in routes(guarded):
-        for value in (f"Bearer {KEY}", KEY, f"Basic {KEY}"):
+        for value in (f"Bearer {KEY}", KEY, f"Basic {KEY}", basic(KEY)["Authorization"]):
             answer = guarded.client.request(
                 method, path, json={KEY: KEY} if method == "post" else None, headers={"Authorization": value}
             )

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-COMPOSE: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "docker-compose.yml")
+COMPOSE_FILES = ("docker-compose.yml", "docker-compose.pair.yml", "docker-compose.cuda.yml")
 
 
 def dockerfile_stages() -> dict[str, list[tuple[str, str]]]:
@@ -36,10 +36,38 @@ def last(stage: str, instruction: str) -> str:
     return [argument for name, argument in dockerfile_stages()[stage] if name == instruction][-1]
 
 
-def serve_commands() -> dict[str, list[str]]:
+def read_yaml(path: str) -> dict[str, Any]:
+    """A file of the repository."""
+    found: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / path)
+    return found
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    """docker-compose.yml with override files laid over it, as `docker compose -f … -f …` does."""
+    merged = read_yaml("docker-compose.yml")
+    for name in overrides:
+        merged = _over(merged, read_yaml(name))
+    return merged
+
+
+def _over(below: Any, above: Any, key: str = "") -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {
+            name: _over(below[name], value, name) if name in below else value for name, value in above.items()
+        }
+    if isinstance(below, list) and isinstance(above, list) and key != "command":
+        return [*below, *above]
+    return above
+
+
+def densepath_commands() -> dict[str, list[str]]:
     """What each container runs behind `densepath`, by the file and target that say so."""
     commands = {f"Dockerfile {stage}": json.loads(last(stage, "CMD")) for stage in ("cpu", "cuda")}
-    return commands | {"docker-compose.yml": COMPOSE["services"]["densepath"]["command"]}
+    for name in COMPOSE_FILES[:2]:
+        for service, settings in read_yaml(name)["services"].items():
+            if service in ("densepath", "trainer"):
+                commands[f"{name} {service}"] = settings["command"]
+    return commands
 
 
 def lock(name: str) -> list[str]:

@@ -12,7 +12,14 @@ from containers.files import ROOT, dockerfile_stages, last
 
 SETUP = (ROOT / "scripts/setup").read_text()
 STAGES = ["cpu", "cuda"]
-CACHES = ["XDG_CACHE_HOME", "HF_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"]
+CACHES = [
+    "HOME",
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+    "VLLM_CACHE_ROOT",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+]
 
 
 def runs() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import string
 from collections.abc import Iterator
 
@@ -13,14 +14,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.bodies import GOOD
 from api.running import Running, make_service, running
+from densepath.api.service import Limits
+from densepath.errors import BY_CODE
 from densepath.pair import Pair
 from densepath.telemetry.metrics import TOKEN_EDGES, ArrayHistogram
+from promtool import check_metrics
 
 NAMES = {
     "densepath_http_requests_total": {"route", "method", "status"},
     "densepath_http_request_duration_seconds_bucket": {"route", "le"},
     "densepath_tokens_total": {"kind"},
+    "densepath_sequence_tokens_bucket": {"kind", "le"},
     "densepath_queued_tokens": set(),
+    "densepath_max_queued_tokens": set(),
     "densepath_running_sequences": set(),
     "densepath_rejections_total": {"code"},
     "densepath_token_reward_bucket": {"le"},
@@ -28,6 +34,8 @@ NAMES = {
     "densepath_pair_info": {"model", "version"},
     "densepath_engine_up": set(),
 }
+
+SCORES = {"return_logprob": True, "logprob_start_len": 0, "sampling_params": {"max_new_tokens": 0}}
 
 
 @pytest.fixture
@@ -54,6 +62,22 @@ def test_the_contract_s_names_are_there_with_their_labels(served: Running) -> No
     assert all(name.startswith("densepath_") for name, _ in found)
 
 
+def test_what_rates_and_alerts_look_for_begins_at_0(served: Running) -> None:
+    found = series(served)
+    for kind in ("prompt", "cached", "response"):
+        assert found["densepath_tokens_total", frozenset({("kind", kind)})] == 0
+    codes = {dict(labels)["code"] for name, labels in found if name == "densepath_rejections_total"}
+    assert codes == set(BY_CODE)
+    assert found["densepath_max_queued_tokens", frozenset()] == Limits().max_queued_tokens
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="make test-tools installs it")
+def test_promtool_finds_nothing_to_mend(served: Running) -> None:
+    served.score(GOOD)
+    served.score()
+    check_metrics(served.client.get("/metrics").text)
+
+
 def test_values_count_what_was_answered(served: Running, pair: Pair) -> None:
     [item] = served.score(GOOD).json()["items"]
     served.score(GOOD, {}, {**GOOD, "response_token_ids": []}, on_error="item")
@@ -62,6 +86,12 @@ def test_values_count_what_was_answered(served: Running, pair: Pair) -> None:
     assert served.metric("densepath_tokens_total", kind="prompt") == 6
     assert served.metric("densepath_tokens_total", kind="response") == 6
     assert served.metric("densepath_tokens_total", kind="cached") == 0
+    served.client.post("/generate", json={"input_ids": [1, 10, 11, 12, 13, 14], **SCORES})
+    served.idle()
+    for kind, few, all_of_them in (("prompt", 3, 3), ("response", 2, 3)):
+        for le, count in (("4.0", few), ("8.0", all_of_them)):
+            assert served.metric("densepath_sequence_tokens_bucket", kind=kind, le=le) == count
+        assert served.metric("densepath_sequence_tokens_count", kind=kind) == 3
     assert served.metric("densepath_pair_info", model="default", version=pair.version) == 1
     assert served.metric("densepath_rejections_total", code="invalid_item") == 2
     assert served.metric("densepath_rejections_total", code="invalid_request") == 1

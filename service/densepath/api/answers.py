@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +89,14 @@ def _item(
         if sequence.offsets_T is not None:
             fields["offsets"] = sequence.offsets_T
     return fields
+
+
+async def write_answer(make: Callable[[], bytes], service: Service) -> bytes:
+    """The answer's bytes, made off the event loop: the last stage of a request."""
+    with service.traces.stage("answer") as span:
+        content = await asyncio.to_thread(make)
+        span.count(bytes=len(content))
+        return content
 
 
 def to_json(fields: dict[str, Any] | list[dict[str, Any]]) -> bytes:

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 import densepath
-from densepath.api import completions, openapi, openrlhf, routes, scoring, sglang, token_generate
+from densepath.api import completions, openapi, openrlhf, playground, routes, scoring, sglang, token_generate
 from densepath.api.edge import Edge, route_error
 from densepath.api.service import Service
 
@@ -32,6 +32,7 @@ def create_app(service: Service, *, engine: str) -> FastAPI:
         token_generate.router(service),
         sglang.router(service),
         openrlhf.router(service),
+        playground.router(service),
     ):
         app.include_router(router)
     app.add_exception_handler(HTTPException, _raise_route_error)

@@ -39,33 +39,44 @@ def media_type(request: Request) -> str:
 
 async def read_body(request: Request, service: Service) -> bytes:
     """The whole body, refused as soon as it is too large or too slow."""
+    with service.traces.stage("read") as span:
+        try:
+            async with asyncio.timeout(service.limits.body_seconds):
+                body = await _receive_all(request, service)
+        except TimeoutError as error:
+            raise RequestTimeoutError(
+                f"the body did not arrive within {service.limits.body_seconds:g} seconds"
+            ) from error
+        span.count(bytes=len(body))
+        return body
+
+
+async def _receive_all(request: Request, service: Service) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout(service.limits.body_seconds):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnectedError
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > service.limits.max_body_bytes:
-                    raise too_large(service)
-                if chunk:
-                    chunks.append(chunk)
-                if not message.get("more_body", False):
-                    return b"".join(chunks)
-    except TimeoutError as error:
-        raise RequestTimeoutError(
-            f"the body did not arrive within {service.limits.body_seconds:g} seconds"
-        ) from error
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnectedError
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > service.limits.max_body_bytes:
+            raise too_large(service)
+        if chunk:
+            chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
 
 
 async def read_json(request: Request, service: Service) -> Any:
     """A JSON body, not yet validated."""
+    return parse_json(await _read_json_body(request, service))
+
+
+async def _read_json_body(request: Request, service: Service) -> bytes:
     if media_type(request) != JSON_MEDIA_TYPE:
         raise UnsupportedMediaTypeError(f"this route takes Content-Type: {JSON_MEDIA_TYPE}")
-    return parse_json(await read_body(request, service))
+    return await read_body(request, service)
 
 
 def parse_json(body: bytes) -> Any:
@@ -151,14 +162,14 @@ async def while_wanted(
 
 
 async def answer_json(
-    request: Request, service: Service, work: Callable[[Any], Coroutine[Any, Any, bytes]]
+    request: Request, service: Service, work: Callable[[bytes], Coroutine[Any, Any, bytes]]
 ) -> Response:
     """The JSON that `work` makes of a JSON body, within the request's deadline and while it is wanted."""
     if problem := service.problem():
         raise problem
     until = deadline(request)
-    value = await while_wanted(read_json(request, service), service, until)
-    content = await while_wanted(work(value), service, until, reader=request)
+    body = await while_wanted(_read_json_body(request, service), service, until)
+    content = await while_wanted(work(body), service, until, reader=request)
     return Response(content, media_type=JSON_MEDIA_TYPE)
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from densepath.api.answers import to_json
-from densepath.api.body import answer_json, validate
+from densepath.api.answers import to_json, write_answer
+from densepath.api.body import answer_json, parse_json, validate
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
 from densepath.api.prompt_scores import (
@@ -138,13 +138,15 @@ def router(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Log-probabilities of prompts by one model of the pair. Nothing is sampled."""
 
-        async def work(value: Any) -> bytes:
-            asked = validate(CompletionRequest, value)
-            view = model_view(asked.model, service, top=max(asked.logprobs or 0, asked.prompt_logprobs or 0))
-            _check(asked)
-            texts, prompts = await asyncio.to_thread(_prompts, asked, service)
+        async def work(body: bytes) -> bytes:
+            with service.traces.stage("parse"):
+                asked = validate(CompletionRequest, parse_json(body))
+                top = max(asked.logprobs or 0, asked.prompt_logprobs or 0)
+                view = model_view(asked.model, service, top=top)
+                _check(asked)
+                texts, prompts = await asyncio.to_thread(_prompts, asked, service)
             scores = await score_prompts(prompts, view, asked.max_tokens == 1, service)
-            return await asyncio.to_thread(lambda: to_json(_answer(asked, texts, scores, service)))
+            return await write_answer(lambda: to_json(_answer(asked, texts, scores, service)), service)
 
         return await answer_json(request, service, work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import time
@@ -29,10 +30,13 @@ from densepath.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
+from densepath.telemetry.traces import NO_SPAN, Span
 
 OPEN_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: Only the page asks so: to the browser it means a dialogue.
+BASIC = b'Basic realm="densepath", charset="UTF-8"'
 CLIENT_CLOSED = 499  # nginx's number; only logged and counted, since nobody is there to read it
 
 log = structlog.get_logger()
@@ -56,11 +60,12 @@ class Edge:
             return
         exchange = _Exchange(scope, send)
         counted = scope["path"] not in OPEN_ROUTES
-        try:
-            with self.service.answering() if counted else nullcontext():
-                await self._answer(scope, receive, exchange)
-        finally:
-            self._record(exchange, counted)
+        with self.service.traces.request(Headers(scope=scope)) if counted else NO_SPAN as span:
+            try:
+                with self.service.answering() if counted else nullcontext():
+                    await self._answer(scope, receive, exchange)
+            finally:
+                self._record(exchange, counted, span)
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         try:
@@ -81,8 +86,8 @@ class Edge:
         if path.startswith("/admin/"):
             raise AdminKeyRequiredError("the /admin routes are off: this service has no admin key")
         if self.service.keys and path not in OPEN_ROUTES:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self.service.keys.accept(key.strip(" \t").encode("latin-1")):
+            key = sent_key(headers.get("authorization", ""))
+            if key is None or not self.service.keys.accept(key):
                 raise InvalidApiKeyError("send a valid key as `Authorization: Bearer KEY`")
         if "content-encoding" in headers:
             raise UnsupportedMediaTypeError("a body with a Content-Encoding is refused: send it as it is")
@@ -92,15 +97,23 @@ class Edge:
         if declared.isdecimal() and int(declared) > self.service.limits.max_body_bytes:
             raise too_large(self.service)
 
-    def _record(self, exchange: _Exchange, counted: bool) -> None:
+    def _record(self, exchange: _Exchange, counted: bool, span: Span) -> None:
         metrics, scope = self.service.metrics, exchange.scope
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
         elapsed = time.perf_counter() - exchange.began
         metrics.requests.labels(route, method, str(exchange.status)).inc()
         metrics.request_seconds.labels(route).observe(elapsed)
-        if exchange.error is not None:
-            metrics.rejections.labels(exchange.error.code).inc()
+        code = exchange.error.code if exchange.error else None
+        if code is not None:
+            metrics.rejections.labels(code).inc()
+        span.answered(
+            method=method,
+            route=None if route == "other" else route,
+            status=exchange.status,
+            request_id=exchange.request_id,
+            code=code,
+        )
         if counted:
             log.info(
                 "request",
@@ -109,8 +122,23 @@ class Edge:
                 route=route,
                 status=exchange.status,
                 seconds=round(elapsed, 6),
-                code=exchange.error.code if exchange.error else None,
+                code=code,
             )
+
+
+def sent_key(authorization: str) -> bytes | None:
+    """The key of an Authorization header: a Bearer token, or the password of Basic (docs/decisions/0009)."""
+    scheme, _, value = authorization.partition(" ")
+    value = value.strip(" \t")
+    if scheme.lower() == "bearer":
+        return value.encode("latin-1")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        _, colon, password = base64.b64decode(value, validate=True).partition(b":")
+    except ValueError:  # no base64, or not even ASCII
+        return None
+    return password if colon else None
 
 
 def too_large(service: Service) -> BodyTooLargeError:
@@ -176,6 +204,8 @@ class _Exchange:
             headers.append((b"retry-after", str(retry_after).encode()))
         if isinstance(error, InvalidApiKeyError):
             headers.append((b"www-authenticate", b"Bearer"))
+            if self.scope["path"] == "/" or self.scope["path"].startswith("/playground/"):
+                headers.append((b"www-authenticate", BASIC))
         if error.status in (400, 408, 413, 415) or isinstance(error, DrainingError):
             # The rest of the body is unread, or the next request belongs to another replica.
             headers.append((b"connection", b"close"))

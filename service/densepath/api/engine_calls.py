@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
+
+import numpy as np
 
 from densepath.admission import Ticket
 from densepath.api.service import Service
@@ -14,6 +16,18 @@ from densepath.errors import InternalError
 from densepath.sequences import Sequence
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def scoring(items: int, tokens: int, service: Service) -> Iterator[Ticket]:
+    """The stage of a request in which its sequences are in the budget.
+
+    Raises OverloadedError where there is no room.
+    """
+    with service.traces.stage("score") as span:
+        span.count(items=items, tokens=tokens)
+        with service.budget.admit(tokens) as ticket:
+            yield ticket
 
 
 async def score_sequence(
@@ -40,3 +54,12 @@ async def together(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def count_tokens(sequences: list[Sequence], scored: list[Scored], service: Service) -> None:
+    """Put the tokens of the sequences that one request had scored into the metrics."""
+    service.metrics.count_tokens(
+        np.array([each.prompt_tokens for each in sequences], dtype=np.int64),
+        np.array([len(each.positions_T) for each in sequences], dtype=np.int64),
+        cached=sum(each.cached_tokens for each in scored),
+    )

@@ -11,7 +11,7 @@ import asyncio
 
 import numpy as np
 
-from densepath.api.engine_calls import score_sequence, together
+from densepath.api.engine_calls import count_tokens, score_sequence, scoring, together
 from densepath.api.service import Service
 from densepath.engine.scorer import Ranked, Scored, View
 from densepath.errors import InternalError, ModelNotFoundError, NonFiniteScoreError
@@ -54,15 +54,12 @@ async def score_view(sequences: list[Sequence], view: View, service: Service) ->
     """
     checked = [service.check(each) for each in sequences]
     due = {i: each for i, each in enumerate(checked) if len(each.positions_T)}
-    with service.budget.admit(sum(len(sequence.token_ids_L) for sequence in due.values())) as ticket:
+    tokens = sum(len(sequence.token_ids_L) for sequence in due.values())
+    with scoring(len(due), tokens, service) as ticket:
         works = (score_sequence(each, ticket, service, view) for each in due.values())
         async with together(works) as tasks:
             scores = dict(zip(due, await asyncio.gather(*tasks), strict=True))
-    service.metrics.count_tokens(
-        sum(sequence.prompt_tokens for sequence in due.values()),
-        sum(scored.cached_tokens for scored in scores.values()),
-        sum(len(sequence.positions_T) for sequence in due.values()),
-    )
+    count_tokens(list(due.values()), list(scores.values()), service)
     ranked = {i: (scored, _finite(i, scored)) for i, scored in scores.items()}
     return [ranked.get(i) for i in range(len(sequences))]
 

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from densepath.api.answers import answer, to_json
-from densepath.api.body import answer_json, validate
+from densepath.api.answers import answer, to_json, write_answer
+from densepath.api.body import answer_json, parse_json, validate
 from densepath.api.items import Batch, Item
 from densepath.api.openapi import body_of
 from densepath.api.schemas import ErrorAnswer, RewardsOptions, Strict
@@ -52,13 +52,15 @@ def router(service: Service) -> APIRouter:
     async def get_reward(request: Request) -> Response:
         """The sum of the rewards of each query's response. One query that cannot be scored fails them all."""
 
-        async def work(value: Any) -> bytes:
-            asked = validate(GetRewardRequest, value)
-            batch = await asyncio.to_thread(_batch, asked, service)
+        async def work(body: bytes) -> bytes:
+            with service.traces.stage("parse"):
+                asked = validate(GetRewardRequest, parse_json(body))
+                batch = await asyncio.to_thread(_batch, asked, service)
             results = await score_batch(batch, service)
-            fields = await asyncio.to_thread(answer, batch, results, service)
-            count_scores(fields["usage"], results, service)
-            return to_json(_answer(fields["items"]))
+            count_scores(results, service)
+            return await write_answer(
+                lambda: to_json(_answer(answer(batch, results, service)["items"])), service
+            )
 
         return await answer_json(request, service, work)
 

@@ -7,9 +7,9 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from densepath.admission import Ticket
-from densepath.api.answers import Result, answer, to_json, to_safetensors
+from densepath.api.answers import Result, answer, to_json, to_safetensors, write_answer
 from densepath.api.body import deadline, media_type, read_body, while_wanted
-from densepath.api.engine_calls import score_sequence, together
+from densepath.api.engine_calls import count_tokens, score_sequence, scoring, together
 from densepath.api.items import Batch, at_item, read_json_batch, read_packed_batch
 from densepath.api.openapi import body_of
 from densepath.api.schemas import ErrorAnswer, RewardsAnswer, RewardsRequest
@@ -53,12 +53,13 @@ def router(service: Service) -> APIRouter:
         packed = MEDIA_TYPE in request.headers.get("accept", "").lower()
 
         async def work() -> bytes:
-            batch = await asyncio.to_thread(reader, body, service)
-            check_served(batch.options.model, batch.options.model_version, service)
+            with service.traces.stage("parse"):
+                batch = await asyncio.to_thread(reader, body, service)
+                check_served(batch.options.model, batch.options.model_version, service)
             results = await score_batch(batch, service)
-            fields = await asyncio.to_thread(answer, batch, results, service)
-            count_scores(fields["usage"], results, service)
-            return await asyncio.to_thread(to_safetensors if packed else to_json, fields)
+            count_scores(results, service)
+            encode = to_safetensors if packed else to_json
+            return await write_answer(lambda: encode(answer(batch, results, service)), service)
 
         content = await while_wanted(work(), service, until, reader=request)
         return Response(content, media_type=MEDIA_TYPE if packed else JSON_MEDIA_TYPE)
@@ -86,7 +87,7 @@ async def score_batch(batch: Batch, service: Service) -> list[Result | Densepath
             if isinstance(work, DensepathError):
                 raise work
     tokens = sum(len(work.token_ids_L) for work in works if isinstance(work, Sequence))
-    with service.budget.admit(tokens) as ticket:
+    with scoring(len(works), tokens, service) as ticket:
         scores = (_score_item(i, work, ticket, service) for i, work in enumerate(works))
         async with together(scores) as tasks:
             if not fail:
@@ -117,10 +118,11 @@ async def _score_item(
         raise at_item(error, index) from error
 
 
-def count_scores(usage: dict[str, int], results: list[Result | DensepathError], service: Service) -> None:
+def count_scores(results: list[Result | DensepathError], service: Service) -> None:
     """Put the scores of one request into the metrics."""
     metrics = service.metrics
-    metrics.count_tokens(usage["prompt_tokens"], usage["cached_tokens"], usage["response_tokens"])
+    good = [result for result in results if isinstance(result, Result)]
+    count_tokens([result.sequence for result in good], [result.scored for result in good], service)
     for result in results:
         if isinstance(result, Result):
             metrics.token_reward.observe(result.reward_T)

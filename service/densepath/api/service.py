@@ -14,11 +14,13 @@ from pathlib import Path
 import structlog
 
 from densepath.admission import TokenBudget
+from densepath.demo.task import Example
 from densepath.engine.scorer import Scorer
 from densepath.errors import DrainingError, EngineUnavailableError
 from densepath.pair import Pair
 from densepath.sequences import Sequence, Tokenizer, check
 from densepath.telemetry.metrics import Metrics
+from densepath.telemetry.traces import Traces
 
 log = structlog.get_logger()
 
@@ -81,6 +83,8 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     keys: ApiKeys = field(default_factory=lambda: ApiKeys([]))
     metrics: Metrics = field(default_factory=Metrics)
+    traces: Traces = field(default_factory=Traces)
+    examples: tuple[Example, ...] = ()  # that the playground offers: the demo's
     phase: Phase = Phase.STARTING
 
     def __post_init__(self) -> None:
@@ -91,6 +95,7 @@ class Service:
         self.loaded = asyncio.Event()
         self.out_of_time = asyncio.Event()  # set when the drain bound is over
         self.metrics.queued_tokens.set_function(lambda: self.budget.queued_tokens)
+        self.metrics.max_queued_tokens.set(self.limits.max_queued_tokens)
         self.metrics.engine_up.set_function(
             lambda: float(self.phase is not Phase.STARTING and self.scorer.alive())
         )

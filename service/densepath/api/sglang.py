@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from densepath.api.answers import to_json
-from densepath.api.body import answer_json, validate
+from densepath.api.answers import to_json, write_answer
+from densepath.api.body import answer_json, parse_json, validate
 from densepath.api.models import Score, model_view, score_view
 from densepath.api.openapi import body_of
 from densepath.api.service import Service
@@ -73,15 +73,20 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         """Log-probabilities of prompts by one model of the pair, as SGLang answers. Nothing is sampled."""
 
-        async def work(value: Any) -> bytes:
-            asked = validate(SglangRequest, value)
-            prompts = await asyncio.to_thread(_prompts, asked, service)
-            top = max(max(prompt.top, int(prompt.with_next)) for prompt in prompts)
-            view = model_view(asked.model or model, service, top=top)
+        async def work(body: bytes) -> bytes:
+            with service.traces.stage("parse"):
+                asked = validate(SglangRequest, parse_json(body))
+                prompts = await asyncio.to_thread(_prompts, asked, service)
+                top = max(max(prompt.top, int(prompt.with_next)) for prompt in prompts)
+                view = model_view(asked.model or model, service, top=top)
             scores = await score_view([prompt.sequence() for prompt in prompts], view, service)
             seconds = asyncio.get_running_loop().time() - request.state.began
-            answers = await asyncio.to_thread(_answers, asked, prompts, scores, seconds, service)
-            return to_json(answers if _batched(asked) else answers[0])
+
+            def make() -> bytes:
+                answers = _answers(asked, prompts, scores, seconds, service)
+                return to_json(answers if _batched(asked) else answers[0])
+
+            return await write_answer(make, service)
 
         return await answer_json(request, service, work)
 

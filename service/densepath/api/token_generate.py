@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from typing import Annotated, Any, Literal
@@ -10,8 +9,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from densepath.api.answers import to_json
-from densepath.api.body import answer_json, validate
+from densepath.api.answers import to_json, write_answer
+from densepath.api.body import answer_json, parse_json, validate
 from densepath.api.completions import CompletionUsage, PromptLogprob, SamplingFields
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
@@ -121,20 +120,20 @@ def router(service: Service) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Log-probabilities of one sequence of token ids by one model of the pair. Nothing is sampled."""
 
-        async def work(value: Any) -> bytes:
-            asked = validate(GenerateRequest, value)
-            params = asked.sampling_params
-            view = model_view(
-                asked.model, service, top=max(params.logprobs or 0, params.prompt_logprobs or 0)
-            )
-            refuse_generation(params.max_tokens, params.n, asked.stream)
-            if params.prompt_logprobs is None:
-                raise InvalidRequestError(
-                    "this service scores and does not generate: ask for prompt_logprobs",
-                    param="sampling_params.prompt_logprobs",
-                )
+        async def work(body: bytes) -> bytes:
+            with service.traces.stage("parse"):
+                asked = validate(GenerateRequest, parse_json(body))
+                params = asked.sampling_params
+                top = max(params.logprobs or 0, params.prompt_logprobs or 0)
+                view = model_view(asked.model, service, top=top)
+                refuse_generation(params.max_tokens, params.n, asked.stream)
+                if params.prompt_logprobs is None:
+                    raise InvalidRequestError(
+                        "this service scores and does not generate: ask for prompt_logprobs",
+                        param="sampling_params.prompt_logprobs",
+                    )
             [score] = await score_prompts([asked.token_ids], view, params.max_tokens == 1, service)
-            return await asyncio.to_thread(lambda: to_json(_answer(asked, score, service)))
+            return await write_answer(lambda: to_json(_answer(asked, score, service)), service)
 
         return await answer_json(request, service, work)
 

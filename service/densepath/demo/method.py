@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,9 +24,10 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from densepath.demo.prompts import with_answer, write_rows
 from densepath.demo.recipe import Mixture, Recipe
 from densepath.demo.show import stage_bars
-from densepath.demo.task import OPERATIONS, Example, draw, held_out
+from densepath.demo.task import Example, draw, held_out
 from densepath.demo.verdict import Compared, compare, describe
 from densepath.errors import InternalError
 from densepath.files import commit_directory
@@ -107,26 +108,15 @@ def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:
         "demonstrations": [_demonstration(e) for e in islice(imperfect, recipe.training_demonstrations)],
         "validation": [_demonstration(e) for e in islice(imperfect, recipe.validation_demonstrations)],
         "prompts": [{"messages": list(e.messages)} for e in islice(imperfect, PROMPTS)],
-        "check": [_with_answer(e) for e in islice(imperfect, CHECKED)],
-        "held_out": [_with_answer(e) for e in islice(imperfect, HELD_OUT)],
-        "english": [_with_answer(e) for e in held_out(recipe.held_out, rng)],
+        "check": [with_answer(e) for e in islice(imperfect, CHECKED)],
+        "held_out": [with_answer(e) for e in islice(imperfect, HELD_OUT)],
+        "english": [with_answer(e) for e in held_out(recipe.held_out, rng)],
     }
-    return {name: _write(directory / f"{name}.jsonl", of_file) for name, of_file in rows.items()}
+    return {name: write_rows(directory / f"{name}.jsonl", of_file) for name, of_file in rows.items()}
 
 
 def _demonstration(example: Example) -> dict[str, object]:
     return {"messages": list(example.messages), "response": example.response}
-
-
-def _with_answer(example: Example) -> dict[str, object]:
-    """The right answer, whatever the demonstration says."""
-    operation, _, word = example.messages[-1]["content"].partition(": ")
-    return {"messages": list(example.messages), "answer": OPERATIONS[operation](word)}
-
-
-def _write(path: Path, rows: Iterable[object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def fine_tune(run: Path, base: Path, files: dict[str, Path], recipe: Recipe, say: Console) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from densepath.demo.prompts import publish
 from densepath.demo.store import Demo, ProgressFn, build, default_directory
 
 _LEGEND = (
@@ -24,6 +25,8 @@ def build_and_show(console: Console) -> Demo:
     """The default demo, built with a bar a stage where it is missing; prints its measurements."""
     with stage_bars(console) as progress:
         demo = build(default_directory(), progress)
+    with suppress(OSError):  # a demo on a read-only volume is served all the same
+        publish(demo)
     show(demo, console)
     return demo
 

@@ -10,9 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from densepath.errors import BY_CODE
+
 TOKEN_EDGES = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SEQUENCE_EDGES = (-100.0, -50.0, -20.0, -10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SECONDS_EDGES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+LENGTH_EDGES = tuple(float(2**power) for power in range(2, 18))  # 4 to 131072 tokens
 
 # A series a counter that says only when it was made.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -21,29 +24,38 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class ArrayHistogram(Collector):
     """A histogram that takes a whole array at once: prometheus_client's takes one value a call.
 
-    Rewards may be negative, so their sum is no counter and is left out, as OpenMetrics has it.
+    Rewards may be negative, so their sum is no counter and is left out, as OpenMetrics has it. With `kinds`
+    there is a histogram for each value of the label `kind`.
     """
 
     def __init__(
-        self, name: str, documentation: str, edges: tuple[float, ...], registry: CollectorRegistry
+        self,
+        name: str,
+        documentation: str,
+        edges: tuple[float, ...],
+        registry: CollectorRegistry,
+        kinds: tuple[str, ...] = (),
     ) -> None:
         self._name, self._documentation = name, documentation
         self._edges = np.array(edges)
-        self._counts = np.zeros(len(edges) + 1, dtype=np.int64)
+        self._labels = ["kind"] if kinds else []
+        self._counts = {kind: np.zeros(len(edges) + 1, dtype=np.int64) for kind in kinds or ("",)}
         registry.register(self)
 
-    def observe(self, values: NDArray[np.float32]) -> None:
+    def observe(self, values: NDArray[np.float32 | np.int64], kind: str = "") -> None:
         """Count finite values, any shape."""
         bucket = np.searchsorted(self._edges, values, side="left")  # a bucket holds its upper edge
-        self._counts += np.bincount(bucket.ravel(), minlength=len(self._counts))
+        self._counts[kind] += np.bincount(bucket.ravel(), minlength=len(self._edges) + 1)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """What prometheus_client asks of a collector."""
-        family = HistogramMetricFamily(self._name, self._documentation)
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         edges = [*(str(edge) for edge in self._edges), "+Inf"]
-        counts = self._counts.cumsum().tolist()
-        family.add_metric([], list(zip(edges, counts, strict=True)), sum_value=None)
-        family.add_sample(f"{self._name}_count", {}, counts[-1])
+        for kind, of_bucket in self._counts.items():
+            values = [kind] if kind else []
+            counts = of_bucket.cumsum().tolist()
+            family.add_metric(values, list(zip(edges, counts, strict=True)), sum_value=None)
+            family.add_sample(f"{self._name}_count", dict(zip(self._labels, values, strict=True)), counts[-1])
         yield family
 
 
@@ -71,8 +83,18 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self.sequence_tokens = ArrayHistogram(
+            "densepath_sequence_tokens",
+            "Tokens of each scored sequence: context (prompt), scored (response)",
+            LENGTH_EDGES,
+            registry,
+            kinds=("prompt", "response"),
+        )
         self.queued_tokens = Gauge(
             "densepath_queued_tokens", "Tokens admitted and not yet answered", registry=registry
+        )
+        self.max_queued_tokens = Gauge(
+            "densepath_max_queued_tokens", "Tokens over which requests are refused", registry=registry
         )
         self.running_sequences = Gauge(
             "densepath_running_sequences", "Sequences in the engine", registry=registry
@@ -96,8 +118,17 @@ class Metrics:
             "densepath_pair_info", "The served pair; always 1", ["model", "version"], registry=registry
         )
         self.engine_up = Gauge("densepath_engine_up", "1 while the engine can answer", registry=registry)
+        # From 0 on, or the first of a kind is no increase to Prometheus.
+        for kind in ("prompt", "cached", "response"):
+            self.tokens.labels(kind)
+        for code in BY_CODE:
+            self.rejections.labels(code)
 
-    def count_tokens(self, prompt: int, cached: int, response: int) -> None:
-        """Count the tokens of one answer."""
-        for kind, tokens in (("prompt", prompt), ("cached", cached), ("response", response)):
-            self.tokens.labels(kind).inc(tokens)
+    def count_tokens(
+        self, prompt_N: NDArray[np.int64], response_N: NDArray[np.int64], *, cached: int
+    ) -> None:
+        """Count the tokens of one answer's sequences: of each, the context and the scored ones."""
+        for kind, tokens_N in (("prompt", prompt_N), ("response", response_N)):
+            self.tokens.labels(kind).inc(int(tokens_N.sum()))
+            self.sequence_tokens.observe(tokens_N, kind)
+        self.tokens.labels("cached").inc(cached)

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# vLLM's processes would send spans of their own there, by gRPC. densepath's own traces have read it by now.
+os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
 
 
 def cpu_build() -> bool:

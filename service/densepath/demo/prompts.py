@@ -1,0 +1,54 @@
+"""The task as files that `densepath train` takes, and a place of the demo that a command line can name."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from densepath.demo.recipe import Recipe
+from densepath.demo.store import Demo
+from densepath.demo.task import OPERATIONS, Example, draw
+
+PROMPTS, HELD_OUT = "prompts.jsonl", "held-out.jsonl"
+#: Beside the demo's own directory, whose name hangs on the recipe.
+LINK = "demo"
+COUNT = 4096
+
+
+def publish(demo: Demo, recipe: Recipe | None = None) -> Path:
+    """Write the demo's prompts beside its checkpoints, and link its directory as `demo`; returns the link.
+
+    What is there already is left: the files are the same bits each time.
+    """
+    recipe = recipe or Recipe()
+    words = draw(recipe.demonstrations, random.Random(f"prompts {recipe.seed}"))  # noqa: S311
+    rows: dict[str, list[dict[str, object]]] = {
+        PROMPTS: [{"messages": list(example.messages)} for example in islice(words, COUNT)],
+        HELD_OUT: [with_answer(example) for example in demo.examples],
+    }
+    for name, of_file in rows.items():
+        if not (demo.directory / name).exists():
+            write_rows(demo.directory / f".{name}.partial", of_file).replace(demo.directory / name)
+    link = demo.directory.with_name(LINK)
+    if not link.is_symlink() or os.readlink(link) != demo.directory.name:
+        unfinished = link.with_name(f".{LINK}.partial")
+        unfinished.unlink(missing_ok=True)
+        unfinished.symlink_to(demo.directory.name, target_is_directory=True)
+        unfinished.replace(link)
+    return link
+
+
+def with_answer(example: Example) -> dict[str, object]:
+    """A prompt and its right answer, whatever the example says."""
+    operation, _, word = example.messages[-1]["content"].partition(": ")
+    return {"messages": list(example.messages), "answer": OPERATIONS[operation](word)}
+
+
+def write_rows(path: Path, rows: Iterable[object]) -> Path:
+    """JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
