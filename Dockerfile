@@ -8,6 +8,7 @@ FROM python:3.12-slim-bookworm AS base
 RUN useradd --uid 10001 --create-home --home-dir /var/cache/densepath densepath
 ENV PATH=/opt/densepath/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    HOME=/var/cache/densepath \
     XDG_CACHE_HOME=/var/cache/densepath \
     HF_HOME=/var/cache/densepath/huggingface \
     VLLM_CACHE_ROOT=/var/cache/densepath/vllm \

@@ -50,7 +50,9 @@ def direct(extras: list[str]) -> list[Requirement]:
     return requirements
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "dev", "dev-bare", "integrations", "integrations-bare"])
+@pytest.mark.parametrize(
+    "name", ["cpu", "cuda", "dev", "dev-bare", "integrations", "integrations-bare", "checkov"]
+)
 def test_a_lock_holds_pins_and_no_address_or_path(name: str) -> None:
     pin = re.compile(r"[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.+]*( ; [^/@]+)?")
     assert [line for line in lock(name) if not pin.fullmatch(line)] == []

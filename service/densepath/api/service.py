@@ -16,7 +16,7 @@ import structlog
 from densepath.admission import TokenBudget
 from densepath.demo.task import Example
 from densepath.engine.scorer import Scorer
-from densepath.errors import DrainingError, EngineUnavailableError
+from densepath.errors import DrainingError, EngineUnavailableError, InvalidRequestError
 from densepath.pair import Pair
 from densepath.sequences import Sequence, Tokenizer, check
 from densepath.telemetry.metrics import Metrics
@@ -57,7 +57,7 @@ class ApiKeys:
         lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
-            raise ValueError(
+            raise InvalidRequestError(
                 f"the key file {path.name} holds no key: write one a line, or leave the option out"
             )
         return cls(keys)
