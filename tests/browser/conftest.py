@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,16 +10,8 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from browser.playground import Playground
+from chromium import CHROMIUM, LACKING, launch
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 #: Chromium itself reports a failed request on the console; tests of errors expect it, and only it.
 FAILED_REQUEST = "Failed to load resource"
 _VIOLATIONS = """
@@ -35,11 +26,10 @@ OpenPage = Callable[..., Playground]
 @pytest.fixture(scope="module")  # while it is open no other loop runs in this thread, so no async test can
 def browser() -> Iterator[Browser]:
     """Chromium without a window."""
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("no chromium here: make test-tools installs it")
+    if CHROMIUM is None:
+        pytest.skip(LACKING)
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
+        yield launch(playwright)
 
 
 @pytest.fixture

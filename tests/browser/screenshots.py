@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 from playwright.sync_api import Browser, expect, sync_playwright
+
+sys.path.append(str(Path(__file__).parents[1]))
+from chromium import launch
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 #: Both start from the example that the page opens with.
@@ -43,9 +45,7 @@ def edited(browser: Browser, url: str, path: Path) -> None:
 def main(url: str, directory: Path) -> None:
     """Take both."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = launch(playwright)
         compared(browser, url, directory / "playground.png")
         edited(browser, url, directory / "playground-dark.png")
         browser.close()

@@ -46,7 +46,8 @@ def test_the_method_runs_from_base_to_report(tmp_path: Path, monkeypatch: pytest
     assert evaluation == describe(compared)
     page = (directory / "dpr" / "report.html").read_text()
     assert evaluation["title"] in page
-    assert not [p for p in psutil.Process().children(recursive=True) if "serve" in p.cmdline()]
+    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    assert not [command for command in left if "serve" in command and str(directory / "sft") in command]
 
 
 def compared(lead: tuple[float, float]) -> Compared:

@@ -38,6 +38,7 @@ def test_the_demo_is_built_served_and_shown(demo: Demo) -> None:
     assert sum(falls) / len(falls) > 0.3
 
     printed = demo.log.read_text()
+    assert f"Look at rewards in a browser: {demo.url}/" in printed
     assert "The rewards of a right answer and of one with a wrong letter" in printed
     assert "Which token is the wrong one?" in printed
     wrong_token = json.loads((demo.sft.parent / "manifest.json").read_text())["measurements"]["wrong_token"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +14,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
+from chromium import CHROMIUM, LACKING, launch
 from docs.blocks import ROOT
 
 #: What a browser loads by itself; links that a reader follows are none of them.
@@ -108,18 +109,12 @@ def url(site: Path) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="make test-tools installs chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason=LACKING)
 def test_a_browser_asks_nobody_else_and_the_search_finds(url: str) -> None:
-    from playwright.sync_api import sync_playwright
-
     asked: list[str] = []
     faults: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-                  "--disable-background-networking", "--disable-component-update"],
-        )  # fmt: skip
+        browser = launch(playwright)
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
