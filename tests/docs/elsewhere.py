@@ -89,7 +89,7 @@ PYTHON = {
 WORDS = {
     "r_t = log p_sft(y_t | y_<t)": "the definition",
     "bytes ──▶ api ──▶ admission": "a drawing",
-    "Prompt: reverse: planet. The rewards of a right answer": "what tests/demo/test_served_demo.py reads",
+    "Prompt: copy: badger. The rewards of a right answer": "what tests/demo/test_served_demo.py reads",
     "t = (1 + 1/b) log p_sft": "algebra",
     "t − log π = log p_sft": "algebra",
     "[model]": "the configuration of another tool: examples/prime_rl/opd.toml",

@@ -12,8 +12,8 @@ from densepath.api.service import Service
 from densepath.client import AsyncClient
 from densepath.show import reward_text
 
-PROMPT = "reverse: planet"
-RIGHT, WRONG = "tenalp", "tenxlp"
+PROMPT = "copy: badger"
+RIGHT, WRONG = "badger", "badzer"
 
 
 async def welcome(app: FastAPI, service: Service, url: str, say: Console) -> None:

@@ -70,8 +70,8 @@ function figures(result) {
   const count = result.rewards.length;
   const mean = result.sum / count;
   const entries = [
-    ["Sum", signed(result.sum), "sum"],
-    ["Mean", signed(mean), "mean"],
+    ["Sum of rewards", signed(result.sum), "sum"],
+    ["Mean reward", signed(mean), "mean"],
     ["Tokens", String(count), "count"],
     ["Ended", result.ended === undefined ? "not known" : result.ended ? "yes" : "no", "ended"],
   ];

@@ -18,8 +18,8 @@ import { makeStrip } from "./strip.js";
 export function showDifference(element, a, b, alignment, name, dark, on) {
   const mean = b.sum / b.rewards.length - a.sum / a.rewards.length;
   const entries = [
-    ["Sum", b.sum - a.sum, "sum"],
-    ["Mean", mean, "mean"],
+    ["Sum of rewards", b.sum - a.sum, "sum"],
+    ["Mean reward", mean, "mean"],
   ];
   const sums = [
     make("h2", { id: "difference-title" }, "Difference, B − A"),
