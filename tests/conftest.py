@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from live import Demo, serving
+from live import Demo, Service, start, stop, wait_ready
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # vLLM's `LLM` runs in this process; its AsyncLLM never does.
@@ -49,14 +49,33 @@ def dirs(pair_dirs: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return sft, reference
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """`densepath serve --demo`: built once for the whole run, so its first test needs a long timeout."""
+@pytest.fixture(scope="session", autouse=True)
+def demo_begun(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service | None]:
+    """`densepath serve --demo`, begun before the first test where any asks for it, and built meanwhile."""
+    if not any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield None
+        return
     root = tmp_path_factory.mktemp("demo")
     log = root / "log"
-    with serving("--demo", log=log, env={"XDG_CACHE_HOME": str(root)}, within=1000) as url:
-        (built,) = root.glob("densepath/demo-*")
-        yield Demo(url, built / "sft", built / "reference-base", log)
+    process, url = start("--demo", log=log, env={"XDG_CACHE_HOME": str(root)})
+    try:
+        yield Service(process, url, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def demo(demo_begun: Service | None) -> Iterator[Demo]:
+    """The demo pair, served: built once for the whole run, so its first test needs a long timeout."""
+    assert demo_begun is not None
+    process, url, log = demo_begun.process, demo_begun.url, demo_begun.log
+    wait_ready(process, url, log, within=1000)
+    (built,) = log.parent.glob("densepath/demo-*")
+    yield Demo(url, built / "sft", built / "reference-base", log)
+    assert stop(process) == 0, log.read_text()[-4000:]
 
 
 _differences: list[tuple[str, float]] = []

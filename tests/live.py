@@ -28,6 +28,15 @@ class Demo:
     log: Path
 
 
+@dataclass(frozen=True)
+class Service:
+    """A service that may not be ready yet."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as probe:
