@@ -108,8 +108,8 @@ def test_the_page_follows_the_scheme_while_it_is_open(demo: Demo, open_page: Ope
     light = page.page.evaluate(background)
     fill = page.token("A", 0).evaluate("token => token.style.backgroundColor")
     page.page.emulate_media(color_scheme="dark")
-    assert page.page.evaluate(background) != light
-    assert page.token("A", 0).evaluate("token => token.style.backgroundColor") != fill
+    expect(page.page.locator("body")).not_to_have_css("background-color", light)
+    expect(page.token("A", 0)).not_to_have_css("background-color", fill)
 
 
 def test_nothing_moves_for_who_wants_no_motion(demo: Demo, open_page: OpenPage) -> None:
@@ -122,7 +122,7 @@ def test_nothing_moves_for_who_wants_no_motion(demo: Demo, open_page: OpenPage) 
     animations = "document.getAnimations().length"
     assert page.page.evaluate(animations) == 0
     page.page.emulate_media(reduced_motion="no-preference")
-    assert page.page.evaluate(animations) == 1
+    page.page.wait_for_function(f"{animations} === 1")
     held[0].continue_()
     page.scored()
 
