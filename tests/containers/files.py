@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,16 @@ def densepath_commands() -> dict[str, list[str]]:
             if service in ("densepath", "trainer"):
                 commands[f"{name} {service}"] = settings["command"]
     return commands
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    """The options that `densepath COMMAND --help` lists, and their environment variables."""
+    words = [sys.executable, "-c", "from densepath.cli import main; main()", command, "--help"]
+    plain = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "service")}
+    done = subprocess.run(words, env=os.environ | plain, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"--[a-z][a-z-]*|DENSEPATH_[A-Z_]+", done.stdout))
 
 
 def lock(name: str) -> list[str]:

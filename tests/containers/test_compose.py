@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ import check_jsonschema
 import pytest
 from jsonschema.validators import validator_for
 
-from containers.files import COMPOSE_FILES, ROOT, compose, densepath_commands, last, read_yaml
+from containers.files import COMPOSE_FILES, ROOT, compose, densepath_commands, last, options_of, read_yaml
 from densepath.config import ServeSettings
 from densepath.demo.prompts import HELD_OUT, LINK, PROMPTS
 from densepath.demo.store import SFT
@@ -23,16 +19,6 @@ from densepath.demo.store import SFT
 SERVICES = compose()["services"]
 SERVICE, TRAINER = SERVICES["densepath"], SERVICES["trainer"]
 CACHE = last("cpu", "VOLUME")
-
-
-@cache
-def options_of(command: str) -> set[str]:
-    """The options that `densepath COMMAND --help` lists, and their environment variables."""
-    words = [sys.executable, "-c", "from densepath.cli import main; main()", command, "--help"]
-    plain = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "service")}
-    done = subprocess.run(words, env=os.environ | plain, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(re.findall(r"--[a-z][a-z-]*|DENSEPATH_[A-Z_]+", done.stdout))
 
 
 @pytest.mark.parametrize("overrides", [(), *((name,) for name in COMPOSE_FILES[1:]), COMPOSE_FILES[1:]])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -76,15 +73,6 @@ def settings(overlay: str) -> dict[str, str]:
     """The variables that the container takes from its ConfigMap."""
     (source,) = container(overlay)["envFrom"]
     return dict(find(overlay, "ConfigMap", source["configMapRef"]["name"])["data"])
-
-
-def command_options(command: str) -> set[str]:
-    """The options that `densepath COMMAND --help` lists, and their variables."""
-    words = [sys.executable, "-c", "from densepath.cli import main; main()", command, "--help"]
-    plain = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "service")}
-    done = subprocess.run(words, env=os.environ | plain, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(re.findall(r"--[a-z][a-z-]*|DENSEPATH_[A-Z_]+", done.stdout))
 
 
 def walk(value: Any) -> Iterator[Any]:

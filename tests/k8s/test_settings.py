@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from containers.files import dockerfile_stages
+from containers.files import dockerfile_stages, options_of
 from densepath import __version__
 from densepath.api.service import ApiKeys
 from densepath.trainer.settings import TrainSettings
@@ -16,7 +16,6 @@ from k8s.manifests import (
     OVERLAYS,
     ROOT,
     SERVICES,
-    command_options,
     container,
     find,
     needs_kubectl,
@@ -42,7 +41,7 @@ def launch_options() -> dict[str, str]:
 
 @pytest.mark.parametrize("command", ["serve", "train"])
 def test_the_command_line_knows_every_setting(command: str) -> None:
-    options = command_options(command)
+    options = options_of(command)
     for overlay in SERVICES if command == "serve" else ["trainer"]:
         assert container(overlay)["args"][-1] == command
         names = {name for name in settings(overlay) if name.startswith("DENSEPATH_")}
