@@ -35,8 +35,8 @@ class FakeScorer:
     async def start(self) -> None:
         """Nothing to load."""
 
-    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
-        """Pseudo log-probabilities in (-8, 0)."""
+    async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
+        """Pseudo log-probabilities in (-8, 0), cold or not."""
         self.started.set()
         try:
             if self.gate is not None:

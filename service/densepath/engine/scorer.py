@@ -53,8 +53,10 @@ class Scorer(Protocol):
     async def start(self) -> None:
         """Load the pair. Scoring is possible from then on."""
 
-    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
+    async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         """Score one sequence by teacher forcing at temperature 1, and rank its tokens where a view is given.
+
+        A cold call takes nothing from the prefix cache: every row is computed anew.
 
         Cancelling the call cancels its work in the engine. Raises EngineUnavailableError when the engine
         is gone.

@@ -75,8 +75,11 @@ class TransformersScorer:
         """Load both models off the event loop."""
         await asyncio.to_thread(self.load)
 
-    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
-        """Score one sequence off the event loop; a cancelled call is dropped when its turn comes."""
+    async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
+        """Score one sequence off the event loop; a cancelled call is dropped when its turn comes.
+
+        There is no cache: every call is computed anew.
+        """
         if not self._models:
             raise EngineUnavailableError("the engine is not running", retry_after=5)
         async with self._one_at_a_time:

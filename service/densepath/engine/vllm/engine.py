@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Any
 
 import numpy as np
-from vllm import LLM
+from vllm import LLM, PoolingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -67,11 +67,12 @@ class VllmScorer:
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
         self._death = asyncio.ensure_future(self._until_dead())
 
-    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
+    async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         """Score one sequence; a cancelled call aborts its work in the engine."""
         if not self.alive():
             raise _gone()
-        work = asyncio.ensure_future(self._encode(sequence, view))
+        params = pooling_params(sequence.spans(), view, cold=cold)
+        work = asyncio.ensure_future(self._encode(sequence, params, view))
         try:
             await asyncio.wait({work, self._death}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -81,8 +82,7 @@ class VllmScorer:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    async def _encode(self, sequence: Sequence, view: View | None) -> Scored:
-        params = pooling_params(sequence.spans(), view)
+    async def _encode(self, sequence: Sequence, params: PoolingParams, view: View | None) -> Scored:
         outputs = self._llm.encode(_prompt(sequence), params, uuid.uuid4().hex)
         try:
             async with aclosing(outputs):
@@ -119,11 +119,13 @@ class OfflineVllm:
         register()
         self.llm = LLM(**arguments)
 
-    def score(self, sequences: ListLike[Sequence], view: View | None = None) -> list[Scored]:
+    def score(
+        self, sequences: ListLike[Sequence], view: View | None = None, *, cold: bool = False
+    ) -> list[Scored]:
         """Score all sequences as one workload."""
         outputs = self.llm.encode(
             [_prompt(sequence) for sequence in sequences],
-            pooling_params=[pooling_params(sequence.spans(), view) for sequence in sequences],
+            pooling_params=[pooling_params(sequence.spans(), view, cold=cold) for sequence in sequences],
             pooling_task=TASK,
             use_tqdm=False,
         )

@@ -23,12 +23,15 @@ LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
-def pooling_params(spans: list[int], view: View | None = None) -> PoolingParams:
-    """How the scored spans `[start, end, start, end, …]` and the view travel with a request."""
+def pooling_params(spans: list[int], view: View | None = None, *, cold: bool = False) -> PoolingParams:
+    """How the scored spans `[start, end, start, end, …]` and the view travel with a request.
+
+    A cold request reads nothing from the prefix cache.
+    """
     extra: dict[str, Any] = {"scored_spans": spans}
     if view is not None:
         extra["view"] = [view.sft, view.reference, view.top]
-    return PoolingParams(task=TASK, skip_reading_prefix_cache=False, extra_kwargs=extra)
+    return PoolingParams(task=TASK, skip_reading_prefix_cache=cold, extra_kwargs=extra)
 
 
 def asked_view(params: PoolingParams) -> View | None:
