@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import densepath
-from densepath.config import ENVIRONMENT, Engine, ServeSettings, takes
+from densepath.config import ENVIRONMENT, Engine, ServeSettings, Verify, takes
 from densepath.errors import DensepathError
 from densepath.score_files import ScoreFileError
 from densepath.trainer.errors import TrainerError
@@ -56,11 +56,26 @@ def serve(settings: ServeSettings) -> None:
 def check(
     sft: Annotated[Path, typer.Option(help="Directory of the SFT checkpoint.")],
     reference: Annotated[Path, typer.Option(help="Directory of the reference checkpoint.")],
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine", help="Also start the vLLM engine, and hold its numbers against those of transformers."
+        ),
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="With --engine: as serve's.")] = "auto",
+    max_model_len: Annotated[int | None, typer.Option(help="With --engine: as serve's.", min=2)] = None,
 ) -> None:
-    """Say whether two directories are a pair, what is wrong if not, and the pair's version."""
-    from densepath.launch import show_check
+    """Say whether two directories are a pair, what is wrong if not, and the pair's version.
 
-    if not show_check(sft, reference, say):
+    With --engine, a handful of sequences goes through the engine exactly as it would serve, and through
+    transformers. A difference past the limit names the model and the sequence, and ends with status 1.
+    """
+    from densepath.launch import check_pair
+
+    settings = ServeSettings(
+        sft=sft, reference=reference, dtype=dtype, max_model_len=max_model_len, verify=Verify.ALWAYS
+    )
+    if not check_pair(settings, say, with_engine=engine):
         raise typer.Exit(1)
 
 

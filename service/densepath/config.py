@@ -34,6 +34,14 @@ class Engine(StrEnum):
     FAKE = "fake"
 
 
+class Verify(StrEnum):
+    """When the engine is held against transformers."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    OFF = "off"
+
+
 def _read_file(context: typer.Context, path: Path | None) -> Path | None:
     """Make a TOML file's values the defaults of this command; an unknown key is an error."""
     if path is None:
@@ -93,6 +101,13 @@ class ServeSettings:
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is the checkpoint's own.")] = (
         "auto"
     )
+    verify: Annotated[
+        Verify,
+        typer.Option(
+            help="Hold the engine against transformers before it serves: auto once for this pair, engine and "
+            "machine; always at every start, however long it takes; off serves it unverified."
+        ),
+    ] = Verify.AUTO
     max_model_len: Annotated[
         int | None,
         typer.Option(help="Context length in tokens; default: the shorter of the two models'.", min=2),

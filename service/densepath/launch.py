@@ -13,7 +13,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from densepath.config import Engine, ServeSettings
+from densepath.config import Engine, ServeSettings, Verify
 from densepath.engine.scorer import Scorer
 from densepath.errors import InvalidRequestError
 from densepath.pair import Pair, inspect_pair, load_pair
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from densepath.api.service import Service
     from densepath.client import AsyncClient
     from densepath.demo.task import Example
+    from densepath.verification.start import Start
+    from densepath.verification.verdict import Difference, Verdict
 
 
 def serve_pair(settings: ServeSettings, say: Console) -> None:
@@ -85,10 +87,12 @@ def build_service(settings: ServeSettings, say: Console) -> Service:
     from densepath.sequences import Tokenizer
 
     pair = read_pair(*directories(settings, say), say)
+    scorer, start = build_engine(pair, settings, say)
     return Service(
         pair=pair,
         tokenizer=Tokenizer(load_tokenizer(pair)),
-        scorer=build_scorer(pair, settings),
+        scorer=scorer,
+        start_engine=start,
         model_name=settings.model_name,
         teacher_kl=settings.teacher_kl,
         limits=Limits(settings.max_items, settings.max_body_bytes, settings.max_queued_tokens),
@@ -128,14 +132,42 @@ def read_pair(sft: Path, reference: Path, say: Console) -> Pair:
         return load_pair(sft, reference, progress=_watch(bar))
 
 
-def show_check(sft: Path, reference: Path, say: Console) -> bool:
-    """Print what `densepath check` found; True for a pair."""
+def check_pair(settings: ServeSettings, say: Console, *, with_engine: bool) -> bool:
+    """Print what `densepath check` found; True for a pair, that the engine computes as transformers does."""
     with _bytes_bar(say) as bar:
-        found = inspect_pair(sft, reference, progress=_watch(bar))
+        found = inspect_pair(*directories(settings, say), progress=_watch(bar))
     if not isinstance(found, Pair):
         for problem in found:
             say.print(f"not a pair: {problem}", markup=False, soft_wrap=True)
         return False
+    _print_pair(found)
+    if with_engine:
+        _print_verdict(asyncio.run(_verify_once(found, settings, say)))
+    return True
+
+
+async def _verify_once(pair: Pair, settings: ServeSettings, say: Console) -> Verdict:
+    scorer, start = build_engine(pair, settings, say)
+    try:
+        return await start(scorer)
+    finally:
+        await scorer.close()
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    print(f"verified        {verdict.against or verdict.reason}")
+    for name in ("sft", "reference", "reward"):
+        difference: Difference | None = getattr(verdict, name)
+        if difference is not None:
+            largest, mean = difference.largest, difference.mean
+            print(f"{name:<16}differs by at most {largest:.1e} nats, by {mean:.1e} in the mean")
+    print(f"limit           {verdict.limit:.1e} nats")
+    print(f"noise           {verdict.noise:.1e} nats: alone or together, cold or with the prefix cache")
+    for name in verdict.left_out:
+        print(f"not probed      {name}")
+
+
+def _print_pair(found: Pair) -> None:
     print(f"version         {found.version}")
     print(f"architectures   {found.architectures[0]}, {found.architectures[1]}")
     print(f"dtype           {found.dtype}")
@@ -143,7 +175,6 @@ def show_check(sft: Path, reference: Path, say: Console) -> bool:
     print(f"context length  {found.context_length} tokens")
     print(f"EOS ids         {', '.join(map(str, sorted(found.eos_token_ids)))}")
     print(f"chat template   {found.chat_template_fingerprint or 'none'}")
-    return True
 
 
 def load_tokenizer(pair: Pair) -> Any:
@@ -153,8 +184,10 @@ def load_tokenizer(pair: Pair) -> Any:
     return AutoTokenizer.from_pretrained(pair.sft, trust_remote_code=False, local_files_only=True)
 
 
-def build_scorer(pair: Pair, settings: ServeSettings) -> Scorer:
-    """The engine that was asked for."""
+def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Scorer, Start]:
+    """The engine that was asked for, and how it is started: verified, or with the reason why not."""
+    from densepath.verification.start import Verifier, start_unverified
+
     context_length = settings.max_model_len or pair.context_length
     if context_length > pair.context_length:
         raise InvalidRequestError(
@@ -164,13 +197,16 @@ def build_scorer(pair: Pair, settings: ServeSettings) -> Scorer:
     if settings.engine is Engine.FAKE:
         from densepath.engine.fake import FakeScorer
 
-        return FakeScorer(context_length)
+        return FakeScorer(context_length), start_unverified("the numbers of the fake engine mean nothing")
     if settings.engine is Engine.TRANSFORMERS:
         from densepath.engine.transformers import TransformersScorer
 
-        return TransformersScorer(pair.sft, pair.reference, context_length=context_length)
+        scorer = TransformersScorer(pair.sft, pair.reference, context_length=context_length)
+        return scorer, start_unverified("this engine is transformers, which others are held against")
     from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+    from densepath.engine.vllm.device import device_name
     from densepath.engine.vllm.engine import VllmScorer
+    from densepath.engine.vllm.environment import cpu_build
 
     options = EngineOptions(
         dtype=settings.dtype,
@@ -179,14 +215,22 @@ def build_scorer(pair: Pair, settings: ServeSettings) -> Scorer:
         tensor_parallel_size=settings.tensor_parallel_size,
         distributed_executor_backend=settings.distributed_executor_backend,
     )
-    return VllmScorer(
-        engine_arguments(
-            pair.sft,
-            pair.reference,
-            checkpoint_dtype=pair.dtype,
-            context_length=context_length,
-            options=options,
-        )
+    arguments = engine_arguments(
+        pair.sft,
+        pair.reference,
+        checkpoint_dtype=pair.dtype,
+        context_length=context_length,
+        options=options,
+    )
+    if settings.verify is Verify.OFF:
+        return VllmScorer(arguments), start_unverified("--verify is off")
+    return VllmScorer(arguments), Verifier(
+        pair=pair,
+        arguments=arguments,
+        device=device_name(),
+        cuda=not cpu_build(),
+        verify=settings.verify,
+        say=lambda line: say.print(line, markup=False, soft_wrap=True),
     )
 
 

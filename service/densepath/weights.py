@@ -190,9 +190,9 @@ def count_non_finite(data: memoryview, dtype: str) -> int:
     return int(np.count_nonzero((bits & unsigned(mask)) == unsigned(value)))
 
 
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/densepath/weights`, under `~/.cache` where that is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densepath" / "weights"
+def default_cache_dir(name: str = "weights") -> Path:
+    """`$XDG_CACHE_HOME/densepath/NAME`, under `~/.cache` where that is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densepath" / name
 
 
 def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callable[[int], None]) -> Scan:
@@ -205,7 +205,7 @@ def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callabl
         return scan
     scan = scan_file(real, tensors, on_bytes)
     if _cache_key(real) == key:  # else the file changed while it was read
-        _write_entry(entry, {**key, "digest": scan.digest, "non_finite": scan.non_finite})
+        write_entry(entry, {**key, "digest": scan.digest, "non_finite": scan.non_finite})
     return scan
 
 
@@ -227,8 +227,8 @@ def _read_entry(entry: Path, key: Mapping[str, Any]) -> Scan | None:
         return None
 
 
-def _write_entry(entry: Path, value: Mapping[str, Any]) -> None:
-    """Whole or not at all. A cache that cannot be written costs time and nothing else."""
+def write_entry(entry: Path, value: Mapping[str, Any]) -> None:
+    """Write an entry whole or not at all. A cache that cannot be written costs time and nothing else."""
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=entry.parent, suffix=".tmp", delete=False) as file:

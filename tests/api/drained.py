@@ -28,7 +28,7 @@ STUCK_ID = 99
 class SlowScorer(FakeScorer):
     """The fake engine, but for one id."""
 
-    async def score(self, sequence: Sequence, view: View | None = None) -> Scored:
+    async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         """Score, late."""
         if STUCK_ID in sequence.token_ids_L:
             assert self.gate is not None

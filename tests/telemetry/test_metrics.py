@@ -31,7 +31,8 @@ NAMES = {
     "densepath_rejections_total": {"code"},
     "densepath_token_reward_bucket": {"le"},
     "densepath_sequence_reward_bucket": {"le"},
-    "densepath_pair_info": {"model", "version"},
+    "densepath_pair_info": {"model", "version", "verified"},
+    "densepath_score_noise": set(),
     "densepath_engine_up": set(),
 }
 
@@ -92,7 +93,7 @@ def test_values_count_what_was_answered(served: Running, pair: Pair) -> None:
         for le, count in (("4.0", few), ("8.0", all_of_them)):
             assert served.metric("densepath_sequence_tokens_bucket", kind=kind, le=le) == count
         assert served.metric("densepath_sequence_tokens_count", kind=kind) == 3
-    assert served.metric("densepath_pair_info", model="default", version=pair.version) == 1
+    assert served.metric("densepath_pair_info", model="default", version=pair.version, verified="no") == 1
     assert served.metric("densepath_rejections_total", code="invalid_item") == 2
     assert served.metric("densepath_rejections_total", code="invalid_request") == 1
     labels = {"route": "/v1/rewards", "method": "POST"}

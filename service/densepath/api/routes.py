@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -27,6 +28,7 @@ from densepath.api.schemas import (
     TokenizeAnswer,
     TokenizeChat,
     TokenizeText,
+    VerifiedAnswer,
     VersionAnswer,
 )
 from densepath.api.service import Service
@@ -82,7 +84,8 @@ def about(service: Service, engine: str) -> APIRouter:
             model=service.model_name,
             version=pair.version,
             sources=PairSources(sft=pair.sft.name, reference=pair.reference.name),
-            dtype=pair.dtype,
+            dtype=service.scorer.dtype,
+            verified=VerifiedAnswer.model_validate(asdict(service.verdict)),
             vocab_size=pair.vocab_size,
             context_length=service.scorer.context_length,
             tokenizer_fingerprint=pair.tokenizer_fingerprint,

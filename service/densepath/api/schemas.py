@@ -211,6 +211,36 @@ class PairLimits(BaseModel):
     max_queued_tokens: int
 
 
+class DifferenceAnswer(BaseModel):
+    """Between the engine and transformers, in nats, over all scored tokens of the probes."""
+
+    largest: float
+    mean: float
+
+
+class VerifiedAnswer(BaseModel):
+    """Whether the engine was held against transformers before it served, and what came out."""
+
+    verified: bool
+    reason: Annotated[str | None, Field(description="why it was not verified")]
+    at: Annotated[int | None, Field(description="seconds since 1970")]
+    against: Annotated[str | None, Field(description="transformers' version, its dtype and its device")]
+    sft: Annotated[DifferenceAnswer | None, Field(description="of log p_sft")]
+    reference: Annotated[DifferenceAnswer | None, Field(description="of log p_reference")]
+    reward: DifferenceAnswer | None
+    limit: Annotated[
+        float | None,
+        Field(description="the largest difference of a log-probability that was let pass, in nats"),
+    ]
+    noise: Annotated[
+        float | None,
+        Field(description="the engine's largest difference from itself: alone, together, cold, cached; nats"),
+    ]
+    probes: int
+    tokens: int
+    left_out: Annotated[list[str], Field(description="probes that would have been too long")]
+
+
 class PairAnswer(BaseModel):
     """The served pair."""
 
@@ -218,7 +248,8 @@ class PairAnswer(BaseModel):
     model: str
     version: str
     sources: PairSources
-    dtype: str
+    dtype: Annotated[str, Field(description="in which the models are served")]
+    verified: VerifiedAnswer
     vocab_size: int
     context_length: int
     tokenizer_fingerprint: str

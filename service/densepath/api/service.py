@@ -21,6 +21,8 @@ from densepath.pair import Pair
 from densepath.sequences import Sequence, Tokenizer, check
 from densepath.telemetry.metrics import Metrics
 from densepath.telemetry.traces import Traces
+from densepath.verification.start import Start, start_unverified
+from densepath.verification.verdict import not_verified
 
 log = structlog.get_logger()
 
@@ -85,10 +87,12 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     traces: Traces = field(default_factory=Traces)
     examples: tuple[Example, ...] = ()  # that the playground offers: the demo's
+    start_engine: Start = field(default_factory=lambda: start_unverified("it was not asked for"))
     phase: Phase = Phase.STARTING
 
     def __post_init__(self) -> None:
         self.budget = TokenBudget(self.limits.max_queued_tokens)
+        self.verdict = not_verified("the engine is starting")
         self.in_flight = 0  # requests that are being answered, health probes left out
         self.idle = asyncio.Event()
         self.idle.set()
@@ -99,15 +103,24 @@ class Service:
         self.metrics.engine_up.set_function(
             lambda: float(self.phase is not Phase.STARTING and self.scorer.alive())
         )
-        self.metrics.pair_info.labels(self.model_name, self.pair.version).set(1)
 
     async def start(self) -> None:
-        """Load the pair; ready from then on."""
-        await self.scorer.start()
+        """Load the pair and verify the engine; ready from then on.
+
+        Raises InvalidPairError where the engine's numbers are not those of transformers.
+        """
+        self.verdict = await self.start_engine(self.scorer)
+        self.metrics.show_verdict(self.model_name, self.pair.version, self.verdict)
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
         self.loaded.set()
-        log.info("ready", model=self.model_name, model_version=self.pair.version)
+        log.info(
+            "ready",
+            model=self.model_name,
+            model_version=self.pair.version,
+            verified=self.verdict.verified,
+            verification=self.verdict.line(),
+        )
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -124,7 +137,7 @@ class Service:
     def problem(self) -> EngineUnavailableError | DrainingError | None:
         """Why nothing can be scored at the moment, or None."""
         if self.phase is Phase.STARTING:
-            return EngineUnavailableError("the pair is being loaded", retry_after=5)
+            return EngineUnavailableError("the pair is being loaded and verified", retry_after=5)
         if self.phase is Phase.DRAINING:
             return DrainingError("the service is shutting down: ask another replica", retry_after=1)
         if not self.scorer.alive():

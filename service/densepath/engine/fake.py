@@ -31,6 +31,7 @@ class FakeScorer:
     scored: int = 0
     cancelled: int = 0
     started: asyncio.Event = field(default_factory=asyncio.Event)  # the first score has begun
+    dtype: str = "float32"
 
     async def start(self) -> None:
         """Nothing to load."""

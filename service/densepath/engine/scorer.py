@@ -48,7 +48,8 @@ class Scored:
 class Scorer(Protocol):
     """Scores sequences under one pair. `score` may be awaited many times at once."""
 
-    context_length: int
+    context_length: int  # tokens
+    dtype: str  # that the models are computed in, by torch's name
 
     async def start(self) -> None:
         """Load the pair. Scoring is possible from then on."""

@@ -1,26 +1,68 @@
-"""The oracle: both models in plain transformers, fp32, one sequence at a time. Slow, and trusted."""
+"""The oracle: models in plain transformers, one sequence at a time. Slow, and trusted."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densepath.engine.ranking import rank_tokens, read_table
 from densepath.engine.scorer import Scored, View
-from densepath.errors import EngineUnavailableError
+from densepath.errors import EngineUnavailableError, InvalidPairError
 from densepath.sequences import Sequence
 
 if TYPE_CHECKING:
     import torch
 
 
-class TransformersScorer:
-    """Every row through the whole head, in fp32 with eager attention.
+def load_model(directory: Path, *, dtype: str = "float32", **placement: Any) -> Any:
+    """One checkpoint in transformers, with eager attention. `placement` goes to `from_pretrained`.
 
     Eager, because Gemma 2's soft-capped attention is what the model computes, and transformers' default
-    leaves the cap out.
+    leaves the cap out. Raises InvalidPairError where a tensor is missing or has another shape: transformers
+    would draw it at random.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=getattr(torch, dtype),
+        attn_implementation="eager",
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **placement,
+    )
+    lost = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
+    if lost:
+        raise InvalidPairError(
+            f"{len(lost)} of the tensors that transformers needs are missing or of another shape, such as "
+            f"{lost[0]}"
+        )
+    return model.eval()
+
+
+def logprobs_over_vocabulary(model: Any, sequence: Sequence) -> torch.Tensor:
+    """Log-probabilities over the vocabulary at each scored position, float32 [T, V] on its device."""
+    import torch
+
+    row_T = torch.from_numpy(sequence.positions_T - 1).to(model.device)
+    token_ids_1_L = torch.from_numpy(sequence.token_ids_L)[None].to(model.device)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logit_T_V = model(token_ids_1_L, logits_to_keep=row_T).logits[0]
+    else:
+        logit_T_V = model(token_ids_1_L).logits[0, row_T]
+    logp_T_V: torch.Tensor = logit_T_V.float().log_softmax(-1)
+    return logp_T_V
+
+
+class TransformersScorer:
+    """Both models in fp32."""
+
+    dtype = "float32"
 
     def __init__(self, sft: Path, reference: Path, *, context_length: int) -> None:
         self._directories = (sft, reference)
@@ -30,20 +72,7 @@ class TransformersScorer:
 
     def load(self) -> None:
         """Load both models."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self._models = tuple(
-            AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            ).eval()
-            for directory in self._directories
-        )
+        self._models = tuple(load_model(directory) for directory in self._directories)
 
     def score_now(self, sequence: Sequence, view: View | None = None) -> Scored:
         """Score one sequence in this thread."""
@@ -51,7 +80,9 @@ class TransformersScorer:
 
         with torch.inference_mode():
             target_T = torch.from_numpy(sequence.scored_ids_T)
-            logp_sft_T_V, logp_reference_T_V = (self._logprobs(model, sequence) for model in self._models)
+            logp_sft_T_V, logp_reference_T_V = (
+                logprobs_over_vocabulary(model, sequence) for model in self._models
+            )
             logp_sft_T, logp_reference_T = (
                 logp_T_V.gather(1, target_T[:, None])[:, 0].numpy()
                 for logp_T_V in (logp_sft_T_V, logp_reference_T_V)
@@ -61,15 +92,6 @@ class TransformersScorer:
                 table_T = rank_tokens(logp_sft_T_V, logp_reference_T_V, target_T, view)
                 ranked = read_table(table_T.numpy(), view)
         return Scored(logp_sft_T, logp_reference_T, cached_tokens=0, ranked=ranked)
-
-    @staticmethod
-    def _logprobs(model: Any, sequence: Sequence) -> torch.Tensor:
-        """Log-probabilities over the vocabulary at each scored position, float32 [T, V]."""
-        import torch
-
-        logit_L_V = model(torch.from_numpy(sequence.token_ids_L)[None]).logits[0]
-        logp_T_V: torch.Tensor = logit_L_V[torch.from_numpy(sequence.positions_T) - 1].float().log_softmax(-1)
-        return logp_T_V
 
     async def start(self) -> None:
         """Load both models off the event loop."""

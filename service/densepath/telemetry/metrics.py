@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from densepath.errors import BY_CODE
+from densepath.verification.verdict import Verdict
 
 TOKEN_EDGES = (-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SEQUENCE_EDGES = (-100.0, -50.0, -20.0, -10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -115,14 +117,30 @@ class Metrics:
             registry,
         )
         self.pair_info = Gauge(
-            "densepath_pair_info", "The served pair; always 1", ["model", "version"], registry=registry
+            "densepath_pair_info",
+            "The served pair, and whether its engine was held against transformers; always 1",
+            ["model", "version", "verified"],
+            registry=registry,
         )
+        self.score_noise = Gauge(
+            "densepath_score_noise",
+            "Largest difference of the engine from itself on the same sequences: alone, together, cold and "
+            "cached; in nats, NaN where it was not measured",
+            registry=registry,
+        )
+        self.score_noise.set(math.nan)
         self.engine_up = Gauge("densepath_engine_up", "1 while the engine can answer", registry=registry)
         # From 0 on, or the first of a kind is no increase to Prometheus.
         for kind in ("prompt", "cached", "response"):
             self.tokens.labels(kind)
         for code in BY_CODE:
             self.rejections.labels(code)
+
+    def show_verdict(self, model: str, version: str, verdict: Verdict) -> None:
+        """Put the served pair and what its verification found into the metrics."""
+        self.pair_info.labels(model, version, "yes" if verdict.verified else "no").set(1)
+        if verdict.noise is not None:
+            self.score_noise.set(verdict.noise)
 
     def count_tokens(
         self, prompt_N: NDArray[np.int64], response_N: NDArray[np.int64], *, cached: int

