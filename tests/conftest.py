@@ -78,6 +78,27 @@ def demo(demo_begun: Service | None) -> Iterator[Demo]:
     assert stop(process) == 0, log.read_text()[-4000:]
 
 
+@pytest.fixture(scope="session")
+def oracle_answers() -> dict[Any, Any]:
+    """What transformers answered to the jobs of verified starts."""
+    return {}
+
+
+@pytest.fixture
+def oracle_once(monkeypatch: pytest.MonkeyPatch, oracle_answers: dict[Any, Any]) -> None:
+    """Verified starts ask transformers once for each job."""
+    from densepath.verification import start
+    from densepath.verification.oracle import ask_oracle
+
+    async def ask_once(job: Any, sequences: Any) -> Any:
+        key = (job, *(sequence.token_ids_L.tobytes() for sequence in sequences))
+        if key not in oracle_answers:
+            oracle_answers[key] = await ask_oracle(job, sequences)
+        return oracle_answers[key]
+
+    monkeypatch.setattr(start, "ask_oracle", ask_once)
+
+
 _differences: list[tuple[str, float]] = []
 
 

@@ -83,6 +83,8 @@ def test_what_is_shown_is_what_the_api_answers(
             assert numbers(result, value)[index] in label
     pair = httpx.get(f"{demo.url}/v1/pair").json()
     expect(page.page.locator("#pair")).to_contain_text(f"{pair['model']} {pair['version']}")
+    assert pair["verified"]["verified"]
+    expect(page.page.locator("#verified")).to_contain_text(pair["verified"]["against"])
 
 
 def test_hover_and_focus_show_a_token_in_the_panel_and_on_the_strip(demo: Demo, open_page: OpenPage) -> None:

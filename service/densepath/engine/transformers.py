@@ -49,8 +49,10 @@ def logprobs_over_vocabulary(model: Any, sequence: Sequence) -> torch.Tensor:
     """Log-probabilities over the vocabulary at each scored position, float32 [T, V] on its device."""
     import torch
 
-    row_T = torch.from_numpy(sequence.positions_T - 1).to(model.device)
-    token_ids_1_L = torch.from_numpy(sequence.token_ids_L)[None].to(model.device)
+    # A model that passes through memory layer by layer lies nowhere, and moves its inputs itself.
+    device = "cpu" if model.device.type == "meta" else model.device
+    row_T = torch.from_numpy(sequence.positions_T - 1).to(device)
+    token_ids_1_L = torch.from_numpy(sequence.token_ids_L)[None].to(device)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         logit_T_V = model(token_ids_1_L, logits_to_keep=row_T).logits[0]
     else:

@@ -91,7 +91,9 @@ class _Builder:
             if length <= self._context_length:
                 self.left_out.append(name)
             return
-        positions_T = np.concatenate([np.arange(max(1, low), high) for low, high in spans])
+        positions_T = np.concatenate([np.arange(max(1, low), min(high, length)) for low, high in spans])
+        if not len(positions_T):
+            return
         self.probes.append(Probe(name, Sequence(self._ids(length), np.unique(positions_T))))
 
     def add_rollouts(self) -> None:

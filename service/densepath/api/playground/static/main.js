@@ -202,8 +202,15 @@ async function loadPair() {
   byId("pair").replaceChildren(
     make("span", {}, "Pair ", make("strong", {}, pair?.model ?? ""), " "),
     make("code", { title: "version" }, pair?.version ?? ""),
-    make("span", {}, ` · ${pair?.sources.sft} − ${pair?.sources.reference}`),
+    make("span", {}, ` · ${pair?.sources.sft} − ${pair?.sources.reference} · `),
+    make("span", { id: "verified" }, pair ? verification(pair.verified) : ""),
   );
+}
+
+/** Whether the engine was held against transformers, in words. @param {any} verified  of GET /v1/pair */
+function verification({ verified, reason, against, reward }) {
+  if (!verified) return `not verified: ${reason}`;
+  return `verified against ${against}, rewards within ${reward.largest.toExponential(1)} nats`;
 }
 
 async function loadExamples() {
