@@ -11,7 +11,7 @@ from rich.console import Console
 
 import densepath
 from densepath.config import ENVIRONMENT, Engine, ServeSettings, Verify, takes
-from densepath.errors import DensepathError
+from densepath.errors import DensepathError, EngineStartError, InvalidPairError
 from densepath.score_files import ScoreFileError
 from densepath.trainer.errors import TrainerError
 from densepath.trainer.settings import TrainSettings
@@ -209,7 +209,7 @@ def main() -> None:
     except (DensepathError, ScoreFileError, TrainerError) as error:
         say.print("[red]error[/red] ", end="")
         say.print(str(error), markup=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, EngineStartError | InvalidPairError) else 2)
     except ModuleNotFoundError as error:
         say.print(f"[red]error[/red] this command needs the package {error.name}: install densepath with the")
         say.print("extras that have it, `densepath\\[cpu,train]` or `densepath\\[cuda,train]`;")

@@ -26,6 +26,7 @@
     │   ├── OverloadedError                   503 overloaded
     │   ├── DrainingError                     503 draining
     │   └── EngineUnavailableError            503 engine_unavailable
+    │       └── EngineStartError              the service ends with it; no client sees it
     ├── NonFiniteScoreError (ArithmeticError) 500 non_finite_score
     └── InternalError (RuntimeError)          500 internal_error
 
@@ -212,6 +213,10 @@ class EngineUnavailableError(UnavailableError):
     """The engine is starting, or is gone."""
 
     code, status = "engine_unavailable", 503
+
+
+class EngineStartError(EngineUnavailableError):
+    """The engine cannot run this pair, or cannot start: the reason in words, for the operator alone."""
 
 
 class NonFiniteScoreError(DensepathError, ArithmeticError):

@@ -20,9 +20,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from densepath.engine.ranking import read_table, table_width
 from densepath.engine.scorer import Scored, View
+from densepath.engine.vllm.core_process import engine_process
 from densepath.engine.vllm.lifetime import mark_children
 from densepath.engine.vllm.plugin import register
 from densepath.engine.vllm.pooler import TASK, pooling_params
+from densepath.engine.vllm.reasons import forget, reasons
 from densepath.errors import EngineUnavailableError, InternalError
 from densepath.sequences import Sequence
 
@@ -63,12 +65,19 @@ class VllmScorer:
         self._llm: Any = None  # an AsyncLLM once started
 
     async def start(self) -> None:
-        """Start the engine process and load both models; the event loop stays free meanwhile."""
+        """Start the engine process and load both models; the event loop stays free meanwhile.
+
+        Raises EngineStartError, with vLLM's reason in one sentence.
+        """
         register()
         mark_children()
-        args = AsyncEngineArgs(**self.arguments, disable_log_stats=True, enable_log_requests=False)
-        self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        with reasons(), engine_process():
+            self._llm = await asyncio.to_thread(self._load)
         self._death = asyncio.ensure_future(self._until_dead())
+
+    def _load(self) -> AsyncLLM:
+        args = AsyncEngineArgs(**self.arguments, disable_log_stats=True, enable_log_requests=False)
+        return AsyncLLM.from_engine_args(args)
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         """Score one sequence; a cancelled call aborts its work in the engine."""
@@ -106,6 +115,7 @@ class VllmScorer:
 
     async def close(self) -> None:
         """End the engine process, also one that is still starting."""
+        forget()
         if self._llm is not None:
             self._death.cancel()
             await asyncio.to_thread(self._llm.shutdown)

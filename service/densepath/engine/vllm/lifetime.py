@@ -9,6 +9,7 @@ from multiprocessing import connection
 
 #: Set by the service for the processes that it starts: other users of vLLM keep vLLM's own behaviour.
 MARK = "DENSEPATH_ENGINE_OF_SERVICE"
+WATCH = "densepath-parent"  # the thread's name
 
 
 def mark_children() -> None:
@@ -24,9 +25,11 @@ def end_with_service() -> None:
     parent = multiprocessing.parent_process()
     if parent is None or MARK not in os.environ:
         return
+    if any(thread.name == WATCH for thread in threading.enumerate()):
+        return
 
     def watch() -> None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, name="densepath-parent", daemon=True).start()
+    threading.Thread(target=watch, name=WATCH, daemon=True).start()

@@ -2,6 +2,7 @@
 
 from densepath.engine.vllm import ARCHITECTURE
 from densepath.engine.vllm.lifetime import end_with_service
+from densepath.engine.vllm.reasons import filter_logs
 
 
 def register() -> None:
@@ -9,5 +10,6 @@ def register() -> None:
     from vllm import ModelRegistry
 
     end_with_service()
+    filter_logs()
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "densepath.engine.vllm.model:DensepathPair")

@@ -1,0 +1,132 @@
+"""Why an engine could not start: one sentence with vLLM's own reason, carried from vLLM's processes.
+
+While the engine starts, what vLLM would log as an error goes to a file that all of its processes know, and
+not to their standard error. The service reads the reason from there. Once the engine runs, the file is gone
+and vLLM logs as ever: an engine that dies later keeps its last words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from densepath.errors import EngineStartError
+
+#: Names the file, in the processes of an engine that a service starts.
+FILE = "DENSEPATH_ENGINE_REASONS"
+#: vLLM says that another process has failed; the reason is what that process said.
+ELSEWHERE = ("Engine core initialization failed", "WorkerProc initialization failed")
+#: Their message is a whole sentence; any other exception is told with its type.
+IN_WORDS = (
+    "AssertionError",
+    "Exception",
+    "NotImplementedError",
+    "RuntimeError",
+    "ValueError",
+    "VLLMValidationError",
+    "ValidationError",
+)
+LONGEST = 800  # characters of a reason
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception in one line: its own words, or the line of code that failed where it has none."""
+    error = getattr(error, "cause", None) or error  # Ray wraps what its workers raise
+    kind = type(error).__name__
+    details = getattr(error, "errors", None)
+    if kind == "ValidationError" and callable(details):  # pydantic's, whose text repeats every argument
+        words = "; ".join(str(each["msg"]).removeprefix("Value error, ") for each in details())
+    else:
+        words = str(error)
+    words = words.partition(" Supported architectures: ")[0]  # hundreds
+    if not words:
+        frames = traceback.extract_tb(error.__traceback__)
+        words = f"{kind}: {(frames[-1].line if frames else '') or 'no message'}"
+    elif kind not in IN_WORDS:
+        words = f"{kind}: {words}"
+    words = " ".join(words.split())
+    if len(words) > LONGEST:
+        words = words[:LONGEST] + "…"
+    return words
+
+
+def record(error: BaseException) -> bool:
+    """Keep the reason for the service; False where no engine is starting."""
+    try:
+        with open(os.environ[FILE], "r+", encoding="utf-8") as file:  # it must be there: none is made
+            file.seek(0, os.SEEK_END)
+            file.write(json.dumps(reason_of(error)) + "\n")
+    except (KeyError, OSError):
+        return False
+    return True
+
+
+class WhileStarting(logging.Filter):
+    """Keeps vLLM's errors out of the log while the engine starts, and the exceptions for the service."""
+
+    def filter(self, log_record: logging.LogRecord) -> bool:
+        """False for what is not shown."""
+        if log_record.levelno < logging.ERROR or not os.path.exists(os.environ.get(FILE, "")):
+            return True
+        error = log_record.exc_info[1] if log_record.exc_info else None
+        if error is not None:
+            record(error)
+        return False
+
+
+def filter_logs() -> None:
+    """Put the filter on vLLM's handlers in this process: on those there are, and on those it makes anew."""
+    from vllm.logger import DEFAULT_LOGGING_CONFIG
+
+    if FILE not in os.environ:
+        return
+    DEFAULT_LOGGING_CONFIG.setdefault("filters", {})["densepath"] = {"()": WhileStarting}
+    DEFAULT_LOGGING_CONFIG["handlers"]["vllm"]["filters"] = ["densepath"]
+    for handler in logging.getLogger("vllm").handlers:
+        if not any(isinstance(each, WhileStarting) for each in handler.filters):
+            handler.addFilter(WhileStarting())
+
+
+@contextmanager
+def reasons() -> Iterator[None]:
+    """Around the start of an engine. Raises EngineStartError with the reason where it fails."""
+    handle, name = tempfile.mkstemp(prefix="densepath-engine-", suffix=".jsonl")
+    os.close(handle)
+    os.environ[FILE] = name
+    try:
+        filter_logs()
+        yield
+    except Exception as error:
+        raise EngineStartError(f"the engine cannot start: {_first(Path(name), error)}") from error
+    finally:
+        forget()
+
+
+def forget() -> None:
+    """Take the file away, where there is one: from now on vLLM logs as ever."""
+    with suppress(KeyError, OSError):
+        os.unlink(os.environ.pop(FILE))
+
+
+def _first(file: Path, error: Exception) -> str:
+    """The first reason that is one: a process that fails says so before those that wait for it."""
+    with suppress(OSError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            words = str(json.loads(line))
+            if not words.startswith(ELSEWHERE):
+                return words
+    words = reason_of(error)
+    if not words.startswith(ELSEWHERE):
+        return words
+    ended = re.search(r"'EngineCore\w*': (-?\d+)", words)
+    status = int(ended[1]) if ended else 0
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else "ended without a reason"
+    return f"one of its processes {how} while it loaded the pair: most likely, memory ran out"
