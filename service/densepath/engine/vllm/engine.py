@@ -22,6 +22,7 @@ from densepath.engine.ranking import read_table, table_width
 from densepath.engine.scorer import Scored, View
 from densepath.engine.vllm.core_process import engine_process
 from densepath.engine.vllm.lifetime import mark_children
+from densepath.engine.vllm.longrope import ShortSequences
 from densepath.engine.vllm.plugin import register
 from densepath.engine.vllm.pooler import TASK, pooling_params
 from densepath.engine.vllm.reasons import forget, reasons
@@ -31,11 +32,6 @@ from densepath.sequences import Sequence
 
 def _gone() -> EngineUnavailableError:
     return EngineUnavailableError("the engine is not running: the service restarts", retry_after=30)
-
-
-def _prompt(sequence: Sequence) -> dict[str, list[int]]:
-    """What vLLM runs: nothing after the last scored token can change a score."""
-    return {"prompt_token_ids": sequence.token_ids_L[: sequence.positions_T[-1] + 1].tolist()}
 
 
 def _scored(output: Any, sequence: Sequence, view: View | None = None) -> Scored:
@@ -73,6 +69,7 @@ class VllmScorer:
         mark_children()
         with reasons(), engine_process():
             self._llm = await asyncio.to_thread(self._load)
+        self._short = ShortSequences.of(self._llm.model_config)
         self._death = asyncio.ensure_future(self._until_dead())
 
     def _load(self) -> AsyncLLM:
@@ -95,7 +92,8 @@ class VllmScorer:
             await asyncio.gather(work, return_exceptions=True)
 
     async def _encode(self, sequence: Sequence, params: PoolingParams, view: View | None) -> Scored:
-        outputs = self._llm.encode(_prompt(sequence), params, uuid.uuid4().hex)
+        prompt = {"prompt_token_ids": self._short.prompt_ids(sequence)}
+        outputs = self._llm.encode(prompt, params, uuid.uuid4().hex)
         try:
             async with aclosing(outputs):
                 return _scored(await anext(outputs), sequence, view)  # a pooling request has one output
@@ -131,13 +129,14 @@ class OfflineVllm:
         """`arguments` are what `engine_arguments` gives, and any others of vLLM's `LLM`."""
         register()
         self.llm = LLM(**arguments)
+        self._short = ShortSequences.of(self.llm.llm_engine.model_config)
 
     def score(
         self, sequences: ListLike[Sequence], view: View | None = None, *, cold: bool = False
     ) -> list[Scored]:
         """Score all sequences as one workload."""
         outputs = self.llm.encode(
-            [_prompt(sequence) for sequence in sequences],
+            [{"prompt_token_ids": self._short.prompt_ids(sequence)} for sequence in sequences],
             pooling_params=[pooling_params(sequence.spans(), view, cold=cold) for sequence in sequences],
             pooling_task=TASK,
             use_tqdm=False,

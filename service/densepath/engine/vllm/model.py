@@ -13,6 +13,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.transformers_utils.config import get_config
 
+from densepath.engine.vllm.longrope import LongRope, ShortSequences
 from densepath.engine.vllm.pooler import PairPooler
 
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
@@ -54,6 +55,11 @@ class DensepathPair(nn.Module):
         self.secondary_weights = (
             DefaultModelLoader.Source(reference_path, revision=None, prefix=REFERENCE, fall_back_to_pt=False),
         )
+        self.longrope = LongRope(
+            ShortSequences.of(model_config),
+            (self.sft, self.reference),
+            vllm_config.scheduler_config.max_num_batched_tokens,
+        )
         text_config = sft_config.get_text_config()
         self.pooler = PairPooler(self.sft, self.reference, text_config.hidden_size, text_config.vocab_size)
 
@@ -71,7 +77,8 @@ class DensepathPair(nn.Module):
         **_: Any,
     ) -> torch.Tensor:
         """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`."""
-        return torch.cat((self.sft(input_ids, positions), self.reference(input_ids, positions)), dim=-1)
+        ids, positions_sft, positions_reference = self.longrope(input_ids, positions)
+        return torch.cat((self.sft(ids, positions_sft), self.reference(ids, positions_reference)), dim=-1)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """The SFT's tensors come first, then the reference's under their prefix."""

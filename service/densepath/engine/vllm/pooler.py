@@ -147,6 +147,7 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
         """Log-probabilities of the targets under both models, and their table, float32 [R, 2 + X]."""
         device = hidden_states.device
         row_R, target_R = row_R.to(device, non_blocking=True), target_R.to(device, non_blocking=True)
+        target_R = target_R % self._vocab_size  # the ids of short sequences are raised: `longrope`
         logp_R_X = torch.empty((len(row_R), 2 + table_width(view)), dtype=torch.float32, device=device)
         step = max(32, LOGIT_BYTES.get(device.type, 256 << 20) // (4 * self._vocab_size))
         widths = (slice(None, self._sft_width), slice(self._sft_width, None))
