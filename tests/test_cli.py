@@ -40,6 +40,7 @@ def test_check_prints_the_version(run: Run, pair_dirs: tuple[Path, Path], tmp_pa
     status, out, _ = run("check", "--sft", pair_dirs[0], "--reference", pair_dirs[1])
     assert status == 0
     assert load_pair(*pair_dirs, cache_dir=tmp_path).version in out
+    assert "engine          runs this pair" in out or "not tried: vLLM is not installed" in out
 
 
 def test_check_says_each_problem_in_one_line(run: Run, dirs: tuple[Path, Path]) -> None:

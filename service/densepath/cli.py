@@ -62,8 +62,8 @@ def check(
             "--engine", help="Also start the vLLM engine, and hold its numbers against those of transformers."
         ),
     ] = False,
-    dtype: Annotated[str, typer.Option(help="With --engine: as serve's.")] = "auto",
-    max_model_len: Annotated[int | None, typer.Option(help="With --engine: as serve's.", min=2)] = None,
+    dtype: Annotated[str, typer.Option(help="As serve's.")] = "auto",
+    max_model_len: Annotated[int | None, typer.Option(help="As serve's.", min=2)] = None,
 ) -> None:
     """Say whether two directories are a pair, what is wrong if not, and the pair's version.
 

@@ -141,8 +141,9 @@ def check_pair(settings: ServeSettings, say: Console, *, with_engine: bool) -> b
             say.print(f"not a pair: {problem}", markup=False, soft_wrap=True)
         return False
     _print_pair(found)
-    if with_engine:
-        _print_verdict(asyncio.run(_verify_once(found, settings, say)))
+    if not with_engine:
+        return _show_trial(found, settings, say)
+    _print_verdict(asyncio.run(_verify_once(found, settings, say)))
     return True
 
 
@@ -177,6 +178,22 @@ def _print_pair(found: Pair) -> None:
     print(f"chat template   {found.chat_template_fingerprint or 'none'}")
 
 
+def _show_trial(pair: Pair, settings: ServeSettings, say: Console) -> bool:
+    """Print whether the engine can run a pair; False where it cannot."""
+    from densepath.engine.vllm.trial import try_pair
+
+    try:
+        reason = try_pair(_vllm_arguments(pair, settings))
+    except LookupError as unknown:
+        print(f"engine          not tried: {unknown}")
+        return True
+    if reason is not None:
+        say.print(f"the engine cannot run this pair: {reason}", markup=False, soft_wrap=True)
+        return False
+    print("engine          runs this pair")
+    return True
+
+
 def load_tokenizer(pair: Pair) -> Any:
     """The tokenizer that both models share."""
     from transformers import AutoTokenizer
@@ -188,12 +205,7 @@ def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Sco
     """The engine that was asked for, and how it is started: verified, or with the reason why not."""
     from densepath.verification.start import Verifier, start_unverified
 
-    context_length = settings.max_model_len or pair.context_length
-    if context_length > pair.context_length:
-        raise InvalidRequestError(
-            f"--max-model-len {context_length} is more than "
-            f"the {pair.context_length} tokens that both models take"
-        )
+    context_length = _context_length(pair, settings)
     if settings.engine is Engine.FAKE:
         from densepath.engine.fake import FakeScorer
 
@@ -203,25 +215,11 @@ def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Sco
 
         scorer = TransformersScorer(pair.sft, pair.reference, context_length=context_length)
         return scorer, start_unverified("this engine is transformers, which others are held against")
-    from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
     from densepath.engine.vllm.device import device_name
     from densepath.engine.vllm.engine import VllmScorer
     from densepath.engine.vllm.environment import cpu_build
 
-    options = EngineOptions(
-        dtype=settings.dtype,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        distributed_executor_backend=settings.distributed_executor_backend,
-    )
-    arguments = engine_arguments(
-        pair.sft,
-        pair.reference,
-        checkpoint_dtype=pair.dtype,
-        context_length=context_length,
-        options=options,
-    )
+    arguments = _vllm_arguments(pair, settings)
     if settings.verify is Verify.OFF:
         return VllmScorer(arguments), start_unverified("--verify is off")
     return VllmScorer(arguments), Verifier(
@@ -231,6 +229,35 @@ def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Sco
         cuda=not cpu_build(),
         verify=settings.verify,
         say=lambda line: say.print(line, markup=False, soft_wrap=True),
+    )
+
+
+def _context_length(pair: Pair, settings: ServeSettings) -> int:
+    context_length = settings.max_model_len or pair.context_length
+    if context_length > pair.context_length:
+        raise InvalidRequestError(
+            f"--max-model-len {context_length} is more than "
+            f"the {pair.context_length} tokens that both models take"
+        )
+    return context_length
+
+
+def _vllm_arguments(pair: Pair, settings: ServeSettings) -> dict[str, Any]:
+    from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+
+    options = EngineOptions(
+        dtype=settings.dtype,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        distributed_executor_backend=settings.distributed_executor_backend,
+    )
+    return engine_arguments(
+        pair.sft,
+        pair.reference,
+        checkpoint_dtype=pair.dtype,
+        context_length=_context_length(pair, settings),
+        options=options,
     )
 
 

@@ -13,6 +13,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.transformers_utils.config import get_config
 
+from densepath.engine.vllm.layers import built_side
 from densepath.engine.vllm.longrope import LongRope, ShortSequences
 from densepath.engine.vllm.pooler import PairPooler
 
@@ -42,7 +43,7 @@ class DensepathPair(nn.Module):
         reference_config = get_config(reference_path, trust_remote_code=False)
 
         def build(name: str, config: Any, architectures: list[str]) -> Any:
-            with set_model_tag(f"densepath_{name}"):  # keeps the compiled graphs of the two apart
+            with built_side(vllm_config, name), set_model_tag(f"densepath_{name}"):  # two compiled graphs
                 return init_vllm_registered_model(
                     vllm_config,
                     prefix=maybe_prefix(prefix, name),

@@ -1,0 +1,143 @@
+"""What vLLM cannot run is known before anything is loaded, and why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints import make_checkpoint
+from damage import edit
+from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.trial import try_pair
+
+from .other_checkpoints import HYBRID, make_other
+from .test_longrope import make_phi3
+
+pytestmark = pytest.mark.engine
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SOME_LAYERS = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}
+NARROW = {"num_attention_heads": 4}  # heads of 16 dimensions
+STATE = "has state-space or linear attention layers"
+
+#: Model type, fields of its config, dtype, and what the reason says.
+REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "mamba": ("mamba2", {"num_heads": 4, "head_dim": 32, "n_groups": 1}, "float32", STATE),
+    "granite hybrid": ("granitemoehybrid", HYBRID, "float32", STATE),
+    "falcon h1": ("falcon_h1", {}, "float32", STATE),
+    "jamba": (
+        "jamba",
+        {"num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1},
+        "float32",
+        STATE,
+    ),
+    "linear attention": (
+        "qwen3_next",
+        {
+            "head_dim": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+            "shared_expert_intermediate_size": 32,
+            **MOE,
+        },
+        "float32",
+        STATE,
+    ),
+    "one name for two layers": ("phimoe", {"num_local_experts": 4}, "float32", "Duplicate layer name"),
+    "windows in qwen2": ("qwen2", SOME_LAYERS, "float32", "Sliding window for some but all layers is not"),
+    "windows in qwen3": (
+        "qwen3",
+        {"head_dim": 32, **SOME_LAYERS},
+        "float32",
+        "Sliding window for some but all layers is not",
+    ),
+    "narrow heads": ("llama", NARROW, "float32", "16 dimensions: on this device, serve a checkpoint whose"),
+    "half precision": ("gemma2", {"head_dim": 32}, "float16", "Please use bfloat16 or float32 instead"),
+    "not in vLLM": (
+        "codegen",
+        {"n_embd": 64, "n_layer": 2, "n_head": 2, "rotary_dim": 16},
+        "float32",
+        "not supp",
+    ),
+}
+
+
+def arguments_of(sft: Path, reference: Path, dtype: str = "float32") -> dict[str, Any]:
+    return engine_arguments(
+        sft, reference, checkpoint_dtype=dtype, context_length=512, options=EngineOptions()
+    )
+
+
+#: vLLM is imported once: each pair is tried in a fork.
+SCRIPT = """
+import io, json, os, sys
+import densepath.engine.vllm.environment
+import densepath.engine.vllm.model
+from densepath.engine.vllm import trial
+
+for line in sys.stdin.read().splitlines():
+    pid = os.fork()
+    if pid == 0:
+        sys.stdin = io.StringIO(line)
+        trial._main()
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+
+
+def try_all(pairs: list[dict[str, Any]]) -> list[dict[str, str | None]]:
+    lines = "\n".join(map(json.dumps, pairs))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input=lines, capture_output=True, text=True, check=True
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"reason"')]
+    assert len(answers) == len(pairs), done.stderr[-3000:]
+    return answers
+
+
+def test_what_cannot_start_is_refused_with_its_reason(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:
+    pairs, says = [], []
+    for name, (model_type, fields, dtype, reason) in REFUSED.items():
+        sft, reference = (
+            make_other(tmp_path / name / side, model_type, seed=seed, **fields)
+            for seed, side in enumerate(("sft", "reference"))
+        )
+        pairs.append(arguments_of(sft, reference, dtype))
+        says.append(reason)
+    narrow = Path(tmp_path / "narrow heads" / "reference")
+    pairs.append(arguments_of(pair_dirs[0], narrow))
+    says.append("the reference's attention heads have 16 dimensions")
+    quantised = make_checkpoint(tmp_path / "quantised", seed=1)
+    edit("config.json", quantization_config={"quant_method": "unheard_of"})(quantised)
+    pairs.append(arguments_of(quantised, pair_dirs[1]))
+    says.append("nknown quantization method")
+    answers = try_all(pairs)
+    for answer, reason in zip(answers, says, strict=True):
+        assert answer["unknown"] is None
+        assert reason in (answer["reason"] or "it can run"), answer
+        assert "\n" not in answer["reason"]  # type: ignore[operator]
+
+
+def test_what_can_start_is_not_refused(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:
+    longrope = make_phi3(tmp_path / "phi3", 1)
+    gemma3 = make_checkpoint(tmp_path / "gemma3", "gemma3", seed=1)
+    mistral = make_checkpoint(tmp_path / "mistral", "mistral", seed=1)
+    moe = make_other(tmp_path / "moe", "qwen3_moe", head_dim=32, **MOE)
+    sinks = make_other(tmp_path / "sinks", "gpt_oss", head_dim=32, num_local_experts=4, num_experts_per_tok=2)
+    firsts = (*pair_dirs, longrope, gemma3, mistral, moe, sinks)
+    for answer in try_all([arguments_of(first, pair_dirs[1]) for first in firsts]):
+        assert answer == {"reason": None, "unknown": None}
+
+
+def test_in_a_process_of_its_own(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:
+    assert try_pair(arguments_of(*pair_dirs)) is None
+
+
+def test_where_vllm_is_not_installed(pair_dirs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densepath.engine.vllm.trial.find_spec", lambda name: None)
+    with pytest.raises(LookupError, match="vLLM is not installed"):
+        try_pair(arguments_of(*pair_dirs))
