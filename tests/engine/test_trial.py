@@ -115,6 +115,8 @@ def test_what_cannot_start_is_refused_with_its_reason(tmp_path: Path, pair_dirs:
     edit("config.json", quantization_config={"quant_method": "unheard_of"})(quantised)
     pairs.append(arguments_of(quantised, pair_dirs[1]))
     says.append("nknown quantization method")
+    pairs.append(arguments_of(pair_dirs[0], quantised))
+    says.append("quantization_config in config.json is not the same for the sft and the reference")
     answers = try_all(pairs)
     for answer, reason in zip(answers, says, strict=True):
         assert answer["unknown"] is None

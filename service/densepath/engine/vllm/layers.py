@@ -41,6 +41,16 @@ def check_layers(layers: list[Any], side: str, dtype: torch.dtype) -> None:
             )
 
 
+def check_quantisation(sft_config: Any, reference_config: Any) -> None:
+    """Raise ValueError where the two are not quantised alike: vLLM reads both as the sft's config says."""
+    sft, reference = (getattr(each, "quantization_config", None) for each in (sft_config, reference_config))
+    if sft != reference:
+        raise ValueError(
+            "quantization_config in config.json is not the same for the sft and the reference: one engine "
+            "reads both models the same way"
+        )
+
+
 @contextmanager
 def built_side(vllm_config: Any, side: str) -> Iterator[None]:
     """Around the building of one side's model. Raises ValueError, which names the side."""

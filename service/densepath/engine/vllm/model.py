@@ -13,7 +13,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.transformers_utils.config import get_config
 
-from densepath.engine.vllm.layers import built_side
+from densepath.engine.vllm.layers import built_side, check_quantisation
 from densepath.engine.vllm.longrope import LongRope, ShortSequences
 from densepath.engine.vllm.pooler import PairPooler
 
@@ -41,6 +41,8 @@ class DensepathPair(nn.Module):
         sft_config = model_config.hf_config
         reference_path = sft_config.densepath_reference
         reference_config = get_config(reference_path, trust_remote_code=False)
+
+        check_quantisation(sft_config, reference_config)
 
         def build(name: str, config: Any, architectures: list[str]) -> Any:
             with built_side(vllm_config, name), set_model_tag(f"densepath_{name}"):  # two compiled graphs
