@@ -93,8 +93,7 @@ async def test_what_vllm_refuses_before_any_process(
     assert no_trace(capfd.readouterr().err)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize(("method", "workers"), [("spawn", 1), ("fork", 1), ("fork", 2)])
 async def test_what_an_engine_process_says(
     method: str, workers: int, pair_dirs: tuple[Path, Path], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
