@@ -214,6 +214,8 @@ def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Sco
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         tensor_parallel_size=settings.tensor_parallel_size,
         distributed_executor_backend=settings.distributed_executor_backend,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_seqs=settings.max_num_seqs,
     )
     arguments = engine_arguments(
         pair.sft,

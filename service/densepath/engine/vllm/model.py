@@ -18,6 +18,12 @@ from densepath.engine.vllm.pooler import PairPooler
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
 
 
+def _hidden_width(text_config: Any) -> int:
+    """Columns of the hidden states that a model's head reads; an OPT may project its own to another width."""
+    width: int = getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size
+    return width
+
+
 class DensepathPair(nn.Module):
     """Wraps whichever `*ForCausalLM` class each checkpoint names; no architecture is spelled out.
 
@@ -55,7 +61,7 @@ class DensepathPair(nn.Module):
             DefaultModelLoader.Source(reference_path, revision=None, prefix=REFERENCE, fall_back_to_pt=False),
         )
         text_config = sft_config.get_text_config()
-        self.pooler = PairPooler(self.sft, self.reference, text_config.hidden_size, text_config.vocab_size)
+        self.pooler = PairPooler(self.sft, self.reference, _hidden_width(text_config), text_config.vocab_size)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """vLLM asks every model for this; the pair is always run from ids."""
@@ -70,8 +76,13 @@ class DensepathPair(nn.Module):
         inputs_embeds: Any = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`."""
-        return torch.cat((self.sft(input_ids, positions), self.reference(input_ids, positions)), dim=-1)
+        """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`.
+
+        The SFT's are copied before the reference runs: vLLM's CUDA graphs of the two share one memory pool,
+        and replaying the reference's writes over what the SFT's answered.
+        """
+        hidden_sft = self.sft(input_ids, positions).clone()
+        return torch.cat((hidden_sft, self.reference(input_ids, positions)), dim=-1)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """The SFT's tensors come first, then the reference's under their prefix."""
