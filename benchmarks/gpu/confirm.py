@@ -183,7 +183,7 @@ def _answers(bench: Bench, case: Case, oracle: Oracle, left: float) -> tuple[dic
         environment={"VLLM_WORKER_MULTIPROC_METHOD": case.method},
         within=left,
     ) as url:
-        return over_http(url, sequences)
+        return over_http(url, sequences, left)
 
 
 def table_of(rows: list[dict[str, Any]], about: dict[str, Any]) -> Table:

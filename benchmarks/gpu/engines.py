@@ -37,13 +37,18 @@ def _both(scores: Any) -> Both:
     return [each.logp_sft_T for each in scores], [each.logp_reference_T for each in scores]
 
 
-def over_http(url: str, sequences: list[Sequence]) -> tuple[dict[str, Both], int]:
-    """Some alone, then all at once, cold and warm; how many tokens the last took from the cache."""
+def over_http(url: str, sequences: list[Sequence], within: float) -> tuple[dict[str, Both], int]:
+    """Some alone, then all at once, cold and warm; how many tokens the last took from the cache.
+
+    `within` is in seconds, for each request.
+    """
     items = _items(sequences)
     with Client(url) as client:
-        alone = [client.score([item], include=["logprobs"])[0] for item in items[:ONE_AT_A_TIME]]
-        cold = client.score(items, include=["logprobs"])
-        warm = client.score(items, include=["logprobs"])
+        alone = [
+            client.score([item], include=["logprobs"], deadline=within)[0] for item in items[:ONE_AT_A_TIME]
+        ]
+        cold = client.score(items, include=["logprobs"], deadline=within)
+        warm = client.score(items, include=["logprobs"], deadline=within)
     answers = {"alone": _both(alone), "cold": _both(cold), "warm": _both(warm)}
     return answers, warm.usage["cached_tokens"]
 

@@ -67,42 +67,56 @@ def test_no_module_of_the_engine_leaves_the_device_of_a_tensor_open() -> None:
     subprocess.run([sys.executable, "-c", MODULES], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("view", [None, View(1, 0, top=3), View(3.0, -2.0, top=2)])
-def test_the_pooler_names_the_device_of_every_tensor(view: View | None) -> None:
-    """Under another default device it answers the same, on the device of the hidden states."""
+def scored_by(models: list[Any], hidden: torch.Tensor, view: View | None, default: str = "cpu") -> Any:
+    """Rows of two requests in one step; the first has the view."""
     from vllm.v1.pool.metadata import PoolingMetadata, PoolingStates
 
     from densepath.engine.vllm.pooler import PairPooler, pooling_params
 
-    generator = torch.Generator().manual_seed(0)
-    heads = [torch.randn(WIDTH, VOCAB, generator=generator) for _ in range(2)]
-    models = [SimpleNamespace(compute_logits=lambda x, head=head: x @ head) for head in heads]
-    pooler = PairPooler(models[0], models[1], WIDTH, VOCAB)  # type: ignore[arg-type]
     lengths = [5, 3]
-    hidden = torch.randn(sum(lengths), 2 * WIDTH, generator=generator)
-    ids_N_L = torch.randint(0, VOCAB, (2, 5), generator=generator)
+    metadata = PoolingMetadata(
+        prompt_lens=torch.tensor(lengths),
+        prompt_token_ids=None,
+        prompt_token_ids_cpu=IDS_N_L,
+        pooling_params=[pooling_params([1, 3, 4, 5], view), pooling_params([2, 3])],
+        pooling_states=[PoolingStates(), PoolingStates()],
+    )
+    metadata.build_pooling_cursor(np.array(lengths), torch.tensor(lengths), hidden.device)
+    pooler = PairPooler(models[0], models[1], WIDTH, VOCAB)
+    with torch.device(default):
+        return pooler.forward(hidden, metadata)
 
-    def metadata() -> PoolingMetadata:
-        made = PoolingMetadata(
-            prompt_lens=torch.tensor(lengths),
-            prompt_token_ids=None,
-            prompt_token_ids_cpu=ids_N_L,
-            pooling_params=[pooling_params([1, 3, 4, 5], view), pooling_params([2, 3])],
-            pooling_states=[PoolingStates(), PoolingStates()],
-        )
-        made.build_pooling_cursor(np.array(lengths), torch.tensor(lengths), hidden.device)
-        return made
 
-    want = pooler.forward(hidden, metadata())
-    given = metadata()
-    with torch.device("meta"):
-        got = pooler.forward(hidden, given)
+GENERATOR = torch.Generator().manual_seed(0)
+HEADS = [torch.randn(WIDTH, VOCAB, generator=GENERATOR) for _ in range(2)]
+HIDDEN = torch.randn(8, 2 * WIDTH, generator=GENERATOR)
+IDS_N_L = torch.randint(0, VOCAB, (2, 5), generator=GENERATOR)
+VIEWS = [None, View(1, 0, top=3), View(3.0, -2.0, top=2)]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_pooler_names_the_device_of_every_tensor(view: View | None) -> None:
+    """Under another default device it answers the same, on the device of the hidden states."""
+    models: list[Any] = [SimpleNamespace(compute_logits=lambda x, head=head: x @ head) for head in HEADS]
+    want = scored_by(models, HIDDEN, view)
+    got = scored_by(models, HIDDEN, view, default="meta")
+    assert [len(each) for each in got] == [3, 1]
     for a, b in zip(got, want, strict=True):
-        assert a is not None
-        assert b is not None
-        assert a.device == hidden.device
+        assert a.device == HIDDEN.device
         assert torch.equal(a, b)
-    assert [len(each) for each in got if each is not None] == [3, 1]
-    logp = [(hidden[:, :WIDTH] @ heads[0]).log_softmax(-1), (hidden[:, WIDTH:] @ heads[1]).log_softmax(-1)]
-    by_hand = torch.stack([table[[0, 1, 3], ids_N_L[0, [1, 2, 4]]] for table in logp], 1)
-    torch.testing.assert_close(want[0][:, :2], by_hand)  # type: ignore[index]
+    logp = [(HIDDEN[:, :WIDTH] @ HEADS[0]).log_softmax(-1), (HIDDEN[:, WIDTH:] @ HEADS[1]).log_softmax(-1)]
+    by_hand = torch.stack([table[[0, 1, 3], IDS_N_L[0, [1, 2, 4]]] for table in logp], 1)
+    torch.testing.assert_close(want[0][:, :2], by_hand)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_one_head_may_write_where_the_other_has_answered(view: View | None) -> None:
+    """Nothing of a model's logits is read once the other's are there."""
+    buffer = torch.empty(64, VOCAB)
+    sharing: list[Any] = [
+        SimpleNamespace(compute_logits=lambda x, head=head: torch.mm(x, head, out=buffer[: len(x)]))
+        for head in HEADS
+    ]
+    apart: list[Any] = [SimpleNamespace(compute_logits=lambda x, head=head: x @ head) for head in HEADS]
+    for got, want in zip(scored_by(sharing, HIDDEN, view), scored_by(apart, HIDDEN, view), strict=True):
+        assert torch.equal(got, want)

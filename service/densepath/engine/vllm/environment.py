@@ -10,10 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-# fp32 is fp32, whatever the environment says: PyTorch's products, and those of Triton's kernels (attention,
-# experts), which are TF32 on a GPU where nothing is said.
-os.environ["VLLM_FLOAT32_MATMUL_PRECISION"] = "highest"
-os.environ["TRITON_F32_DEFAULT"] = "ieee"
 # vLLM's processes would send spans of their own there, by gRPC. densepath's own traces have read it by now.
 os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,16 @@ from vllm.transformers_utils.config import get_config
 from densepath.engine.vllm.pooler import PairPooler
 
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
+
+
+def _multiply_in_fp32() -> None:
+    """In this process fp32 is fp32, whatever its environment says.
+
+    vLLM has set the precision of PyTorch's products from a variable by now. The kernels that Triton makes
+    (attention, experts) take TF32 on a GPU where nothing is said.
+    """
+    torch.set_float32_matmul_precision("highest")
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"
 
 
 def _hidden_width(text_config: Any) -> int:
@@ -39,6 +50,7 @@ class DensepathPair(nn.Module):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
+        _multiply_in_fp32()
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ValueError("the pair runs under tensor parallelism; pipeline parallelism is not supported")
         model_config = vllm_config.model_config
