@@ -76,6 +76,7 @@ ON_A_GPU = (
     Case("Mistral, window, fp32", "mistral", "float32", "fork"),
     Case("Llama, bf16, preempted", "llama", "bfloat16", overrides=_tight(1280, 16), preempted=True),
     Case("Mistral, fp32, preempted", "mistral", "float32", overrides=_tight(512, 16), preempted=True),
+    Case("Llama, bf16, verified start", "llama", "bfloat16", "fork", ("--verify", "always")),
     Case("Llama, bf16, no graphs", "llama", "bfloat16", overrides={"enforce_eager": True}),
     # Not what is served: whether Triton's attention in fp32 could be, where FLEX_ATTENTION lacks a feature.
     Case(
@@ -179,7 +180,7 @@ def _answers(bench: Bench, case: Case, oracle: Oracle, left: float) -> tuple[dic
     with serving(
         *oracle.pair,
         log=log,
-        options=("--dtype", case.dtype, *(SHARED if on_gpu else ()), *case.options, *SERVE),
+        options=("--dtype", case.dtype, *SERVE, *(SHARED if on_gpu else ()), *case.options),
         environment={"VLLM_WORKER_MULTIPROC_METHOD": case.method},
         within=left,
     ) as url:

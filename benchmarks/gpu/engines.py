@@ -18,8 +18,8 @@ from figures import Both
 from densepath.client import Client
 from densepath.sequences import Sequence, from_response
 
-#: What every service is started with besides the pair.
-SERVE: tuple[str, ...] = ()
+#: What every service is started with besides the pair; a case's own options win. The comparison is made here.
+SERVE = ("--verify", "off")
 ONE_AT_A_TIME = 4  # sequences that are also sent alone
 
 

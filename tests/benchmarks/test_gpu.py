@@ -66,7 +66,7 @@ def test_what_would_be_started_on_a_gpu_is_known(
 
     assert isinstance(case, confirm.Case)
     settings = {f"--{field.name.replace('_', '-')}" for field in fields(ServeSettings)}
-    assert set(case.options[::2]) | set(confirm.SHARED[::2]) <= settings
+    assert set((*case.options, *confirm.SHARED, *confirm.SERVE)[::2]) <= settings
     of_gpu(monkeypatch, gib=140, name="NVIDIA H200")
     arguments = case.overrides and engine_arguments(
         *pair_dirs, checkpoint_dtype=case.dtype, context_length=256, options=EngineOptions()

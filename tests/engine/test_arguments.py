@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from densepath.engine.vllm import arguments
 from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
@@ -96,13 +97,14 @@ def test_fp32_on_a_gpu_is_fp32(sft: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_options_of_serve_reach_the_engine(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
     from densepath.config import ServeSettings
     from densepath.engine.vllm.engine import VllmScorer
-    from densepath.launch import build_scorer
+    from densepath.launch import build_engine
     from densepath.pair import load_pair
 
     pair = load_pair(*pair_dirs, cache_dir=tmp_path)
-    scorer = build_scorer(pair, ServeSettings(max_num_batched_tokens=512, max_num_seqs=7))
+    settings = ServeSettings(max_num_batched_tokens=512, max_num_seqs=7)
+    scorer, _ = build_engine(pair, settings, Console(quiet=True))
     assert isinstance(scorer, VllmScorer)
-    made = scorer._arguments
+    made = scorer.arguments
     assert (made["max_num_batched_tokens"], made["max_num_seqs"]) == (512, 7)
 
 
