@@ -122,6 +122,22 @@ class ServeSettings:
     distributed_executor_backend: Annotated[
         str | None, typer.Option(help="How vLLM runs several workers: mp or ray.")
     ] = None
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens that one step of the engine takes; default: by the GPU's memory, "
+            "2048 in float32 and on a CPU.",
+            min=1,
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(
+            help="Sequences that one step of the engine takes; default: by the GPU's memory, "
+            "128 in float32 and on a CPU.",
+            min=1,
+        ),
+    ] = None
     max_queued_tokens: Annotated[
         int, typer.Option(help="Tokens queued or running before requests are refused with 503.", min=1)
     ] = 262_144

@@ -251,6 +251,8 @@ def _vllm_arguments(pair: Pair, settings: ServeSettings) -> dict[str, Any]:
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         tensor_parallel_size=settings.tensor_parallel_size,
         distributed_executor_backend=settings.distributed_executor_backend,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_seqs=settings.max_num_seqs,
     )
     return engine_arguments(
         pair.sft,

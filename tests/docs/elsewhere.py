@@ -38,6 +38,7 @@ COMMANDS = {
     "python benchmarks/trainer_step.py": (
         "tests/benchmarks/test_trainer_step.py::test_every_trainer_does_the_same_work"
     ),
+    "python benchmarks/gpu/confirm.py": "tests/benchmarks/test_gpu.py::test_the_dry_run_is_right",
     "python benchmarks/learning/run.py": (
         "tests/benchmarks/test_learning.py::test_the_quick_run_makes_every_table"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,22 @@ from densepath.engine.vllm.pooler import PairPooler
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
 
 
+def _multiply_in_fp32() -> None:
+    """In this process fp32 is fp32, whatever its environment says.
+
+    vLLM has set the precision of PyTorch's products from a variable by now. The kernels that Triton makes
+    (attention, experts) take TF32 on a GPU where nothing is said.
+    """
+    torch.set_float32_matmul_precision("highest")
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"
+
+
+def _hidden_width(text_config: Any) -> int:
+    """Columns of the hidden states that a model's head reads; an OPT may project its own to another width."""
+    width: int = getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size
+    return width
+
+
 class DensepathPair(nn.Module):
     """Wraps whichever `*ForCausalLM` class each checkpoint names; no architecture is spelled out.
 
@@ -35,6 +52,7 @@ class DensepathPair(nn.Module):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
+        _multiply_in_fp32()
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ValueError("the pair runs under tensor parallelism; pipeline parallelism is not supported")
         model_config = vllm_config.model_config
@@ -64,7 +82,7 @@ class DensepathPair(nn.Module):
             vllm_config.scheduler_config.max_num_batched_tokens,
         )
         text_config = sft_config.get_text_config()
-        self.pooler = PairPooler(self.sft, self.reference, text_config.hidden_size, text_config.vocab_size)
+        self.pooler = PairPooler(self.sft, self.reference, _hidden_width(text_config), text_config.vocab_size)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """vLLM asks every model for this; the pair is always run from ids."""
@@ -79,9 +97,14 @@ class DensepathPair(nn.Module):
         inputs_embeds: Any = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`."""
+        """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`.
+
+        The SFT's are copied before the reference runs: vLLM's CUDA graphs of the two share one memory pool,
+        and replaying the reference's writes over what the SFT's answered.
+        """
         ids, positions_sft, positions_reference = self.longrope(input_ids, positions)
-        return torch.cat((self.sft(ids, positions_sft), self.reference(ids, positions_reference)), dim=-1)
+        hidden_sft = self.sft(ids, positions_sft).clone()
+        return torch.cat((hidden_sft, self.reference(ids, positions_reference)), dim=-1)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """The SFT's tensors come first, then the reference's under their prefix."""

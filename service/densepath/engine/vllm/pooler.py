@@ -20,7 +20,9 @@ from densepath.engine.scorer import View
 TASK = "token_classify"
 #: One chunk of fp32 logits: fits the cache of a CPU, and fills a GPU.
 LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-NO_ROWS = torch.empty(0, dtype=torch.int64)
+#: Every tensor of this module names its device: where the engine process is spawned, vLLM imports it while it
+#: builds the model, under `torch.device("cuda")`.
+NO_ROWS = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def pooling_params(spans: list[int], view: View | None = None, *, cold: bool = False) -> PoolingParams:
@@ -90,7 +92,9 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
             spans = scored_spans(pooling_metadata.pooling_params[i], length_N[i])
             # In vLLM's dummy run the matrix of ids can be narrower than the last row.
             runs = rows_between(spans, start, min(seen, ids_N_L.shape[1] - 1))
-            row = [torch.arange(offset + low - start, offset + high - start) for low, high in runs]
+            row = [
+                torch.arange(offset + low - start, offset + high - start, device="cpu") for low, high in runs
+            ]
             rows_N.append(torch.cat([NO_ROWS, *row]))
             targets_N.append(torch.cat([NO_ROWS, *(ids_N_L[i, low + 1 : high + 1] for low, high in runs)]))
             offset += scheduled
