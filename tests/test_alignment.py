@@ -63,7 +63,7 @@ def test_how_a_trainer_pads_and_cuts_is_its_own_affair(client: Client, tokenizer
 
 
 def test_another_vocabulary_is_named(client: Client) -> None:
-    with pytest.raises(AlignmentError, match=r"tokenizer: it has 290 ids, and the pair has 300.*merges"):
+    with pytest.raises(AlignmentError, match=r"tokenizer: its vocabulary, merges"):
         check_tokenizer(make_tokenizer(290), client)
 
 

@@ -57,7 +57,7 @@ def from_response(prompt_ids: ListLike[int] | Ids, response_ids: ListLike[int] |
         )
     if len(response_ids) == 0:
         raise InvalidItemError("the response is empty: at least one token must be scored", param="response")
-    token_ids_L = np.concatenate((_as_ids(prompt_ids), _as_ids(response_ids)))
+    token_ids_L = np.concatenate((as_ids(prompt_ids), as_ids(response_ids)))
     return Sequence(token_ids_L, np.arange(len(prompt_ids), len(token_ids_L)))
 
 
@@ -81,27 +81,29 @@ def from_mask(token_ids: ListLike[int] | Ids, response_mask: ListLike[int] | NDA
             "response_mask scores the first token: at least one token must come before it",
             param="response_mask",
         )
-    return Sequence(_as_ids(token_ids), positions_T)
+    return Sequence(as_ids(token_ids), positions_T)
 
 
-def _as_ids(token_ids: ListLike[int] | Ids) -> Ids:
+def as_ids(token_ids: ListLike[int] | Ids) -> Ids:
+    """Token ids as an array. Raises InvalidItemError for one that no array holds."""
     try:
         return np.asarray(token_ids, dtype=np.int64)
     except OverflowError:
         raise InvalidItemError("a token id is beyond 64 bits", param="token_ids") from None
 
 
-def check(sequence: Sequence, *, vocab_size: int, context_length: int) -> None:
+def check(sequence: Sequence, *, embedding_size: int, context_length: int) -> None:
     """Refuse what the pair cannot score.
 
-    Valid ids are those that the tokenizer has, `0 <= id < vocab_size`: the padded rows of an embedding
-    above it are out of range. A sequence may be exactly as long as the context length.
+    Valid ids are the rows that both models' embeddings have, `0 <= id < embedding_size`, padded ones too: a
+    policy can sample them, and both models give them a probability. A sequence may be exactly as long as the
+    context length.
     """
-    outside_L = (sequence.token_ids_L < 0) | (sequence.token_ids_L >= vocab_size)
+    outside_L = (sequence.token_ids_L < 0) | (sequence.token_ids_L >= embedding_size)
     if outside_L.any():
         raise InvalidItemError(
             f"the token id at index {int(outside_L.argmax())} of the sequence is out of range: "
-            f"ids go from 0 to {vocab_size - 1}",
+            f"ids go from 0 to {embedding_size - 1}",
             param="token_ids",
         )
     if len(sequence.token_ids_L) > context_length:
@@ -167,7 +169,7 @@ class Tokenizer:
         return list(self._fast(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def decode(self, token_ids: ListLike[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of token ids, special tokens included where they are not skipped."""
+        """The text of token ids, special tokens included where they are not skipped. A padded id has none."""
         return str(
             self._fast.decode(
                 token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
@@ -179,8 +181,8 @@ class Tokenizer:
         return [self.decode([token_id]) for token_id in token_ids]
 
     def vocabulary_strings(self, token_ids: ListLike[int]) -> list[str]:
-        """Each token as the vocabulary spells it, which no token shares with another."""
-        return list(self._fast.convert_ids_to_tokens(token_ids))
+        """Each token as the vocabulary spells it, which no token shares with another; a padded id is empty."""
+        return [token or "" for token in self._fast.convert_ids_to_tokens(token_ids)]
 
     def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:
         encoded: Mapping[str, Any] = self._fast(

@@ -202,7 +202,7 @@ def test_a_sequence_may_fill_the_context(served: Running) -> None:
 BAD_ITEMS = [
     {"id": "b", **GOOD, "prompt_token_ids": []},
     {"id": "b", **GOOD, "response_token_ids": [True]},
-    {"id": "b", **GOOD, "response_token_ids": [300]},
+    {"id": "b", **GOOD, "response_token_ids": [320]},
     {"id": "b", "prompt": "", "response": "a"},
     {"id": "b", "prompt": "a"},
     {"id": "b", "messages": [{"role": "nobody", "content": ""}], "response": "a"},

@@ -37,7 +37,7 @@ def test_the_pair_says_what_a_client_needs(served: Running, pair: Pair) -> None:
             "tokens": 0,
             "left_out": [],
         },
-        "vocab_size": 300,
+        "vocab_size": 320,
         "context_length": CONTEXT_LENGTH,
         "tokenizer_fingerprint": pair.tokenizer_fingerprint,
         "chat_template_fingerprint": pair.chat_template_fingerprint,
@@ -64,6 +64,11 @@ def test_tokenize_and_back(text: str, add: bool, served: Running) -> None:
     assert found["token_strs"] == tokenizer.convert_ids_to_tokens(ids)
     back = served.client.post("/detokenize", json={"tokens": ids}).json()
     assert back == {"prompt": ("<|begin|>" if add else "") + text}
+
+
+def test_a_padded_id_has_no_text(served: Running) -> None:
+    back = served.client.post("/detokenize", json={"tokens": [90, 319, 74]}).json()
+    assert back == served.client.post("/detokenize", json={"tokens": [90, 74]}).json()
 
 
 def test_tokenize_a_chat(served: Running) -> None:

@@ -250,7 +250,9 @@ class PairAnswer(BaseModel):
     sources: PairSources
     dtype: Annotated[str, Field(description="in which the models are served")]
     verified: VerifiedAnswer
-    vocab_size: int
+    vocab_size: Annotated[
+        int, Field(description="valid ids go from 0 to vocab_size - 1: rows that both embeddings have")
+    ]
     context_length: int
     tokenizer_fingerprint: str
     chat_template_fingerprint: str | None

@@ -21,7 +21,8 @@ REFERENCE = "densepath_reference."  # marks the reference's tensors in the strea
 class DensepathPair(nn.Module):
     """Wraps whichever `*ForCausalLM` class each checkpoint names; no architecture is spelled out.
 
-    The two may differ in depth, width and architecture; their vocabulary is the same (`pair.py` sees to it).
+    The two may differ in depth, width and architecture, and in the padded rows of their embeddings; their
+    tokenizer is the same (`pair.py` sees to it).
     """
 
     is_pooling_model = True
