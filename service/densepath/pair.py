@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from densepath.checkpoint import (
-    CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
     Checkpoint,

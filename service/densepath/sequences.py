@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from densepath import chat
 from densepath.errors import ContextLengthExceededError, InvalidItemError
 
 Ids = NDArray[np.int64]
@@ -125,9 +126,17 @@ class Tokenizer:
         """The prompt as the tokenizer does by default, the response without added tokens, then joined."""
         return self._join(self.encode(prompt), response, append_eos)
 
-    def from_chat(self, messages: list[dict[str, Any]], response: str, *, append_eos: bool) -> Sequence:
+    def from_chat(
+        self,
+        messages: ListLike[chat.Message],
+        response: str,
+        *,
+        append_eos: bool,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Sequence:
         """The chat template with a generation prompt, tokenised without added tokens, then the response."""
-        return self._join(self.encode(self.render(messages), add_special_tokens=False), response, append_eos)
+        text = self.render(messages, template_kwargs)
+        return self._join(self.encode(text, add_special_tokens=False), response, append_eos)
 
     def from_whole(self, text: str, prompt: str) -> Sequence:
         """A text that begins with its prompt and spells its special tokens, tokenised once, whole.
@@ -145,24 +154,15 @@ class Tokenizer:
             raise InvalidItemError("the first token reaches past the prompt: none is left to come before it")
         return from_response(encoded["input_ids"][:start], encoded["input_ids"][start:])
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The SFT model's chat template, as text."""
-        if self._fast.chat_template is None:
-            raise InvalidItemError(
-                "this pair's tokenizer has no chat template: send prompt and response, or token ids",
-                param="messages",
-            )
-        try:
-            text = self._fast.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False
-            )
-        except Exception as error:  # a template is a program: it may raise anything
-            raise InvalidItemError(
-                f"the chat template refuses these messages ({type(error).__name__}): "
-                "check their roles and contents against the model's template",
-                param="messages",
-            ) from error
-        return str(text)
+    def render(
+        self,
+        messages: ListLike[chat.Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The SFT model's chat template, as text (`chat.render`)."""
+        return chat.render(self._fast, messages, template_kwargs, add_generation_prompt=add_generation_prompt)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -181,7 +181,7 @@ class Tokenizer:
         return [self.decode([token_id]) for token_id in token_ids]
 
     def vocabulary_strings(self, token_ids: ListLike[int]) -> list[str]:
-        """Each token as the vocabulary spells it, which no token shares with another; a padded id is empty."""
+        """Each token as the vocabulary spells it, which no other token shares; a padded id is empty."""
         return [token or "" for token in self._fast.convert_ids_to_tokens(token_ids)]
 
     def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:

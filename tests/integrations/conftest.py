@@ -16,7 +16,7 @@ EOS_IDS = [2, *range(150, 300, 8)]
 
 
 def _policy(directory: Path, seed: int, rows: int) -> Path:
-    """A random checkpoint with many EOS tokens; it samples the padded rows of its embedding as often as any."""
+    """A random checkpoint with many EOS tokens; it samples the padded rows of its embedding too."""
     make_checkpoint(directory, seed=seed, vocab_size=rows)
     for name in ("config.json", "generation_config.json"):
         config = json.loads((directory / name).read_text())

@@ -130,7 +130,9 @@ def tokenizing(service: Service) -> APIRouter:
             text = asked.prompt
         else:
             dicts = [message.model_dump(exclude_unset=True) for message in asked.messages]
-            text = tokenizer.render(dicts, add_generation_prompt=asked.add_generation_prompt)
+            text = tokenizer.render(
+                dicts, asked.chat_template_kwargs, add_generation_prompt=asked.add_generation_prompt
+            )
         token_ids = tokenizer.encode(text, add_special_tokens=asked.add_special_tokens)
         return TokenizeAnswer(
             count=len(token_ids),

@@ -22,6 +22,7 @@ FIELDS = (
     "prompt",
     "messages",
     "response",
+    "chat_template_kwargs",
 )
 _ARRAYS = {
     "rewards": "reward_T",
