@@ -186,6 +186,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_what_is_no_object_is_refused() -> None:
+    for messages, variables, place in (
+        (["c4n4ry"], None, "messages[0]"),
+        ([], "c4n4ry", "chat_template_kwargs"),
+    ):
+        with pytest.raises(InvalidItemError) as refused:
+            render(make_tokenizer(), messages, variables)  # type: ignore[arg-type]
+        assert (refused.value.param, "c4n4ry" in refused.value.message) == (place, False)
+
+
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("template", [STRINGS, PARTS], ids=["strings", "parts"])
 def test_what_is_no_text_is_refused_where_it_stands(template: str, name: str) -> None:

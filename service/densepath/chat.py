@@ -55,6 +55,11 @@ def render(
             "this pair's tokenizer has no chat template: send prompt and response, or token ids",
             param="messages",
         )
+    if not isinstance(template_kwargs, (Mapping, type(None))):
+        raise InvalidItemError(
+            "chat_template_kwargs must be an object, of the template's own variables",
+            param="chat_template_kwargs",
+        )
     given = dict(template_kwargs or {})
     _check_kwargs(fast_tokenizer, given)
     conversation(messages, parts=False)  # what is wrong with them is said before the template is run
@@ -126,7 +131,9 @@ def _check_kwargs(fast_tokenizer: Any, given: dict[str, Any]) -> None:
         )
 
 
-def _message(message: Message, place: str, parts: bool) -> dict[str, Any]:
+def _message(message: Any, place: str, parts: bool) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise InvalidItemError(f"{place} must be an object with a role and a content", param=place)
     read, silent = dict(message), False
     if read.get("role") == "assistant":
         calls = _tool_calls(read.pop("tool_calls", None), f"{place}.tool_calls")

@@ -239,6 +239,10 @@ OUT_OF_RANGE = [
 ]
 
 
+def changed_chat(content: Any) -> dict[str, Any]:
+    return {**CHAT, "messages": [{"role": "user", "content": content}]}
+
+
 def forms() -> list[Bad]:
     wrong_items = {
         "tokens: empty prompt": changed(GOOD, prompt_token_ids=[]),
@@ -262,6 +266,15 @@ def forms() -> list[Bad]:
             CHAT, messages=[{"role": "user", "content": {CANARY: 1}}]
         ),
         "chat: no content": changed(CHAT, messages=[{"role": "user"}]),
+        "chat: null content": changed(CHAT, messages=[{"role": "user", "content": None}]),
+        "chat: a picture": changed(
+            CHAT,
+            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": CANARY}}]}],
+        ),
+        "chat: a call of no function": changed(
+            CHAT, messages=[{"role": "assistant", "content": "", "tool_calls": [CANARY]}]
+        ),
+        "chat: variables that the caller decides": changed(CHAT, chat_template_kwargs={"tokenize": CANARY}),
         "two forms: tokens and text": body({**GOOD, **TEXT}),
         "two forms: spans and chat": body({**SPANS, **CHAT}),
         "two forms: text and chat": body({**TEXT, **CHAT}),
@@ -284,6 +297,8 @@ def forms() -> list[Bad]:
         "text: response a list": changed(TEXT, response=[CANARY]),
         "text: append_eos 1": changed(TEXT, append_eos=1),
         "chat: no response": changed(CHAT, response=...),
+        "chat: variables a list": changed(CHAT, chat_template_kwargs=[CANARY]),
+        "text: variables of a template": changed(TEXT, chat_template_kwargs={}),
         "chat: messages a string": changed(CHAT, messages=CANARY),
         "chat: a message a string": changed(CHAT, messages=[CANARY]),
         "chat: no role": changed(CHAT, messages=[{"content": CANARY}]),
@@ -307,6 +322,9 @@ def forms() -> list[Bad]:
         ),
         Bad("the index is named", 422, "invalid_item", body(GOOD, GOOD, {**GOOD, "prompt_token_ids": []}),
             param="items[2].prompt"),
+        Bad("the part is named", 422, "invalid_item",
+            body(GOOD, changed_chat([{"type": "text", "text": "a"}, {"type": CANARY}])),
+            param="items[1].messages[0].content[1]"),
         Bad("more than the whole budget", 422, "invalid_request",
             body(*[{**GOOD, "response_token_ids": [5] * 60}] * 4)),
         Bad("over the byte limit", 413, "body_too_large", changed(TEXT, prompt=CANARY * 40_000)),
@@ -380,6 +398,7 @@ def tokenizing() -> list[Bad]:
         ("/tokenize", "prompt a number", "invalid_request", {"prompt": 3}),
         ("/tokenize", "an unknown field", "invalid_request", {"prompt": "a", CANARY: 1}),
         ("/tokenize", "prompt and messages", "invalid_request", {"prompt": CANARY, "messages": []}),
+        ("/tokenize", "null content", "invalid_item", {"messages": [{"role": "user", "content": None}]}),
         ("/tokenize", "a refused role", "invalid_item", {"messages": [{"role": CANARY, "content": "a"}]}),
         ("/detokenize", "a string", "invalid_request", {"tokens": CANARY}),
         ("/detokenize", "true", "invalid_item", {"tokens": [True]}),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from densepath.errors import InvalidRequestError
+from densepath.score_files import without_nulls
 from densepath.trainer.types import Prompt
 
 
@@ -55,8 +56,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    return rows
+    return [without_nulls(row) for row in parquet.read_table(path).to_pylist()]
 
 
 def _read_datasets(path: Path) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def _read_datasets(path: Path) -> list[dict[str, Any]]:
         raise ValueError(  # noqa: TRY004  (a wrong file, not a wrong call)
             "it holds several splits: name the directory of one"
         )
-    return [dict(row) for row in loaded]
+    return [without_nulls(dict(row)) for row in loaded]
 
 
 _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, "directory": _read_datasets}
