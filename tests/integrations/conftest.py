@@ -12,7 +12,7 @@ from checkpoints import make_checkpoint
 from live import serving
 
 #: So many that a random model ends some responses soon, and so few that others are cut.
-EOS_IDS = [2, *range(150, 300, 8)]
+EOS_IDS = [2, *range(150, 300, 5)]
 
 
 def _policy(directory: Path, seed: int, rows: int) -> Path:
