@@ -17,7 +17,13 @@ import pytest
 from api.running import Running, make_service, pair, running
 from checkpoints import make_tokenizer
 from densepath import Client
-from densepath.alignment import AlignmentError, check_sample, check_tokenizer, tokenizer_problems
+from densepath.alignment import (
+    AlignmentError,
+    check_policy,
+    check_sample,
+    check_tokenizer,
+    tokenizer_problems,
+)
 from densepath.api.service import Limits
 from densepath.errors import InvalidItemError
 from densepath.pair import Pair
@@ -62,8 +68,27 @@ def test_how_a_trainer_pads_and_cuts_is_its_own_affair(client: Client, tokenizer
     check_tokenizer(tokenizer, client)
 
 
+def test_a_token_that_was_added_to_pad_with_is_no_difference(client: Client, tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer.pad_token_id == 300
+    check_tokenizer(tokenizer, client)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<more>"]})
+    with pytest.raises(AlignmentError, match="special tokens are not the pair's"):
+        check_tokenizer(tokenizer, client)
+
+
+def test_a_policy_s_own_chat_template_is_a_warning(client: Client, tokenizer: Any) -> None:
+    pair = client.pair()
+    check_policy(tokenizer, pair)
+    tokenizer.chat_template += " "
+    with pytest.warns(UserWarning, match="chat template: it is not the pair's"):
+        check_policy(tokenizer, pair)
+    with pytest.raises(AlignmentError, match="tokenizer: its vocabulary, merges"):
+        check_policy(make_tokenizer(290), pair)
+
+
 def test_another_vocabulary_is_named(client: Client) -> None:
-    with pytest.raises(AlignmentError, match=r"tokenizer: it has 290 ids, and the pair has 300.*merges"):
+    with pytest.raises(AlignmentError, match=r"tokenizer: its vocabulary, merges"):
         check_tokenizer(make_tokenizer(290), client)
 
 

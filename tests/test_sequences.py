@@ -71,25 +71,32 @@ def test_empty_sides_are_refused() -> None:
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 3))
-def test_ids_are_the_tokenizer_s(token_id: int, at: int) -> None:
+def test_ids_are_the_rows_of_both_embeddings(token_id: int, at: int) -> None:
     values = [5, 6, 7, 8]
     values[at] = token_id
     sequence = from_response(values[:2], values[2:])
-    if 0 <= token_id < 300:
-        check(sequence, vocab_size=300, context_length=4)
+    if 0 <= token_id < 320:
+        check(sequence, embedding_size=320, context_length=4)
         return
-    with pytest.raises(InvalidItemError, match=f"index {at} .* 0 to 299"):
-        check(sequence, vocab_size=300, context_length=4)
+    with pytest.raises(InvalidItemError, match=f"index {at} .* 0 to 319"):
+        check(sequence, embedding_size=320, context_length=4)
+
+
+def test_a_padded_id_has_no_text() -> None:
+    tokenizer = Tokenizer(make_tokenizer())
+    assert tokenizer.decode([90, 310, 74]) == tokenizer.decode([90, 74])
+    assert tokenizer.token_strings([90, 310]) == [tokenizer.decode([90]), ""]
+    assert tokenizer.vocabulary_strings([90, 310]) == [tokenizer.vocabulary_strings([90])[0], ""]
 
 
 @pytest.mark.parametrize("length", [63, 64, 65])
 def test_a_sequence_may_be_as_long_as_the_context(length: int) -> None:
     sequence = from_response([5], [6] * (length - 1))
     if length <= 64:
-        check(sequence, vocab_size=300, context_length=64)
+        check(sequence, embedding_size=320, context_length=64)
         return
     with pytest.raises(ContextLengthExceededError, match=r"65 tokens .* 64"):
-        check(sequence, vocab_size=300, context_length=64)
+        check(sequence, embedding_size=320, context_length=64)
 
 
 def joined(tokenizer: Tokenizer, sequence: Sequence) -> str:
@@ -119,7 +126,7 @@ def test_a_chat_is_not_given_a_second_bos() -> None:
 
 def test_a_template_that_raises_is_the_item_s_error_without_its_text() -> None:
     fast = copy.deepcopy(make_tokenizer())
-    fast.chat_template = "{{ raise_exception('no ' + messages[0]['content']) }}"
+    fast.chat_template = "{{ raise_exception('no ' + messages[0]['content']) if messages[0].content != 'a' }}"
     with pytest.raises(InvalidItemError, match="chat template refuses") as refused:
         Tokenizer(fast).render([{"role": "user", "content": "c4n4ry"}])
     assert "c4n4ry" not in refused.value.message

@@ -132,9 +132,9 @@ def test_safetensors_request_equals_json_request(form: str, url: str) -> None:
 
 def test_rollouts_share_their_prompt(url: str) -> None:
     rng = np.random.default_rng(5)
-    prompt = rng.integers(0, 300, 130).tolist()
+    prompt = rng.integers(0, 320, 130).tolist()
     items = [
-        {"prompt_token_ids": prompt, "response_token_ids": rng.integers(0, 300, 20).tolist()}
+        {"prompt_token_ids": prompt, "response_token_ids": rng.integers(0, 320, 20).tolist()}
         for _ in range(8)
     ]
     with Client(url) as client:

@@ -7,6 +7,7 @@ it sampled. The check needs transformers; the rest of this module, and importing
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,20 +42,39 @@ def check_tokenizer(tokenizer: Any, client: Client) -> None:
         raise AlignmentError("; ".join(problems))
 
 
+def check_policy(tokenizer: Any, pair: Mapping[str, Any]) -> None:
+    """Compare a policy's tokenizer with that of a pair, for whoever renders prompts itself and sends ids.
+
+    Another chat template than the pair's makes other prompts, and no wrong number: it is a warning.
+
+    Args:
+        tokenizer: a transformers tokenizer, or a directory that one was saved in.
+        pair: as `GET /v1/pair` describes it (`Client.pair`).
+
+    Raises:
+        AlignmentError: another vocabulary, tokenizer or EOS, or no tokenizer.
+    """
+    mine = _read(tokenizer)
+    problems = _id_problems(mine, pair)
+    if problems:
+        raise AlignmentError("; ".join(problems))
+    for problem in _template_problems(mine, pair):
+        warnings.warn(problem, stacklevel=3)
+
+
 def tokenizer_problems(tokenizer: Any, pair: Mapping[str, Any]) -> list[str]:
     """What differs between a tokenizer and a pair, as `GET /v1/pair` describes it; empty for nothing."""
     mine = _read(tokenizer)
+    return [*_id_problems(mine, pair), *_template_problems(mine, pair)]
+
+
+def _id_problems(mine: Tokenizer, pair: Mapping[str, Any]) -> list[str]:
     problems = []
-    if mine.vocab_size != pair["vocab_size"]:
-        problems.append(f"tokenizer: it has {mine.vocab_size} ids, and the pair has {pair['vocab_size']}")
     if not _same(mine.fields, pair["tokenizer_fingerprint"]):
         problems.append(
             "tokenizer: its vocabulary, merges or special tokens are not the pair's; load it from the "
             "directory of the served SFT checkpoint"
         )
-    template = None if mine.chat_template is None else fingerprint(mine.chat_template)
-    if template != pair["chat_template_fingerprint"]:
-        problems.append(f"chat template: {_template_problem(template, pair['chat_template_fingerprint'])}")
     theirs = sorted(pair["eos_token_ids"])
     if not mine.eos_token_ids <= set(theirs):
         problems.append(
@@ -62,6 +82,13 @@ def tokenizer_problems(tokenizer: Any, pair: Mapping[str, Any]) -> list[str]:
             "eos_token to one of the pair's, or no response counts as ended"
         )
     return problems
+
+
+def _template_problems(mine: Tokenizer, pair: Mapping[str, Any]) -> list[str]:
+    template = None if mine.chat_template is None else fingerprint(mine.chat_template)
+    if template == pair["chat_template_fingerprint"]:
+        return []
+    return [f"chat template: {_template_problem(template, pair['chat_template_fingerprint'])}"]
 
 
 def check_sample(token_ids: Any, response_mask: Any, served: Score | Sequence[int]) -> None:
@@ -128,10 +155,17 @@ def _read_directory(directory: Path) -> Tokenizer:
 
 
 def _same(fields: Mapping[str, Any], expected: str) -> bool:
-    """Whether the fingerprint is the expected one, whichever special token either side pads with."""
+    """Whether the fingerprint is the expected one, whichever special token either side pads with.
+
+    One that was added to pad with, behind all others, changes no id.
+    """
+    added = list(fields.get("added tokens") or ())
+    unpadded = [token for token in added if token["content"] != fields.get(_PAD)]
     rest = {name: value for name, value in fields.items() if name != _PAD}
-    pads = [token["content"] for token in fields.get("added tokens") or () if token["special"]]
-    candidates = [fields, rest, *(rest | {_PAD: pad} for pad in pads)]
+    candidates = [fields]
+    for tokens in (added, unpadded):
+        base = rest | ({"added tokens": tokens} if "added tokens" in fields else {})
+        candidates += [base, *(base | {_PAD: token["content"]} for token in tokens if token["special"])]
     return any(fingerprint(candidate) == expected for candidate in candidates)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from densepath.checkpoint import (
-    CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
     Checkpoint,
@@ -53,7 +52,7 @@ class Pair:
     version: str  # 32 hex characters: weights, configs, tokenizer and chat template
     dtype: str  # the one that most of the SFT's weights are stored in
     vocab_size: int  # ids that the tokenizer has: the largest + 1
-    embedding_size: int  # rows of both models' embeddings
+    embedding_size: int  # rows that both models' embeddings have: the valid ids
     context_length: int  # tokens, the smaller of the two
     eos_token_ids: frozenset[int]  # the tokenizer's, and those of the SFT's two configs
     architectures: tuple[str, str]  # (sft, reference)
@@ -100,7 +99,7 @@ def inspect_pair(
         ),
         dtype=stored_dtype(a.weights),
         vocab_size=a.tokenizer.vocab_size,
-        embedding_size=a.config.embedding_size,
+        embedding_size=min(a.config.embedding_size, b.config.embedding_size),
         context_length=min(a.config.context_length, b.config.context_length),
         eos_token_ids=a.config.eos_token_ids | a.tokenizer.eos_token_ids,
         architectures=(a.config.architecture, b.config.architecture),
@@ -114,9 +113,6 @@ def _report(problems: list[Problem], side: Side, file: str, message: str) -> Non
 
 
 def _compare(a: Checkpoint, b: Checkpoint, report: Report) -> None:
-    if a.config and b.config and a.config.embedding_size != b.config.embedding_size:
-        sizes = f"{a.config.embedding_size} for the sft and {b.config.embedding_size} for the reference"
-        report(CONFIG, f"vocab_size is {sizes}: both must have the same")
     if a.tokenizer is None or b.tokenizer is None:
         return
     mine, other = a.tokenizer.fields, b.tokenizer.fields

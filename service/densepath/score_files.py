@@ -40,7 +40,7 @@ def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
     """The items in order; a line that is no JSON object is an error in its place."""
     if source.suffix == ".parquet":
         for batch in _arrow().parquet.ParquetFile(source).iter_batches(batch_size=_ROWS):
-            yield from (_without_nulls(row) for row in batch.to_pylist())
+            yield from (without_nulls(row) for row in batch.to_pylist())
     else:
         with source.open("rb") as lines:
             yield from (_item(line, at) for at, line in enumerate(lines, 1) if line.strip())
@@ -113,12 +113,12 @@ def _no_constant(_: str) -> NoReturn:
     raise ValueError("NaN and Infinity are not JSON")
 
 
-def _without_nulls(value: Any) -> Any:
-    # In a table an absent field is null, down to the fields of a message.
+def without_nulls(value: Any) -> Any:
+    """A row of a table without its null fields: there an absent field is null, down to those of a message."""
     if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [_without_nulls(inner) for inner in value]
+        return [without_nulls(inner) for inner in value]
     return value
 
 

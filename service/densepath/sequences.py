@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from densepath import chat
 from densepath.errors import ContextLengthExceededError, InvalidItemError
 
 Ids = NDArray[np.int64]
@@ -57,7 +58,7 @@ def from_response(prompt_ids: ListLike[int] | Ids, response_ids: ListLike[int] |
         )
     if len(response_ids) == 0:
         raise InvalidItemError("the response is empty: at least one token must be scored", param="response")
-    token_ids_L = np.concatenate((_as_ids(prompt_ids), _as_ids(response_ids)))
+    token_ids_L = np.concatenate((as_ids(prompt_ids), as_ids(response_ids)))
     return Sequence(token_ids_L, np.arange(len(prompt_ids), len(token_ids_L)))
 
 
@@ -81,27 +82,29 @@ def from_mask(token_ids: ListLike[int] | Ids, response_mask: ListLike[int] | NDA
             "response_mask scores the first token: at least one token must come before it",
             param="response_mask",
         )
-    return Sequence(_as_ids(token_ids), positions_T)
+    return Sequence(as_ids(token_ids), positions_T)
 
 
-def _as_ids(token_ids: ListLike[int] | Ids) -> Ids:
+def as_ids(token_ids: ListLike[int] | Ids) -> Ids:
+    """Token ids as an array. Raises InvalidItemError for one that no array holds."""
     try:
         return np.asarray(token_ids, dtype=np.int64)
     except OverflowError:
         raise InvalidItemError("a token id is beyond 64 bits", param="token_ids") from None
 
 
-def check(sequence: Sequence, *, vocab_size: int, context_length: int) -> None:
+def check(sequence: Sequence, *, embedding_size: int, context_length: int) -> None:
     """Refuse what the pair cannot score.
 
-    Valid ids are those that the tokenizer has, `0 <= id < vocab_size`: the padded rows of an embedding
-    above it are out of range. A sequence may be exactly as long as the context length.
+    Valid ids are the rows that both models' embeddings have, `0 <= id < embedding_size`, padded ones too: a
+    policy can sample them, and both models give them a probability. A sequence may be exactly as long as the
+    context length.
     """
-    outside_L = (sequence.token_ids_L < 0) | (sequence.token_ids_L >= vocab_size)
+    outside_L = (sequence.token_ids_L < 0) | (sequence.token_ids_L >= embedding_size)
     if outside_L.any():
         raise InvalidItemError(
             f"the token id at index {int(outside_L.argmax())} of the sequence is out of range: "
-            f"ids go from 0 to {vocab_size - 1}",
+            f"ids go from 0 to {embedding_size - 1}",
             param="token_ids",
         )
     if len(sequence.token_ids_L) > context_length:
@@ -123,9 +126,17 @@ class Tokenizer:
         """The prompt as the tokenizer does by default, the response without added tokens, then joined."""
         return self._join(self.encode(prompt), response, append_eos)
 
-    def from_chat(self, messages: list[dict[str, Any]], response: str, *, append_eos: bool) -> Sequence:
+    def from_chat(
+        self,
+        messages: ListLike[chat.Message],
+        response: str,
+        *,
+        append_eos: bool,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Sequence:
         """The chat template with a generation prompt, tokenised without added tokens, then the response."""
-        return self._join(self.encode(self.render(messages), add_special_tokens=False), response, append_eos)
+        text = self.render(messages, template_kwargs)
+        return self._join(self.encode(text, add_special_tokens=False), response, append_eos)
 
     def from_whole(self, text: str, prompt: str) -> Sequence:
         """A text that begins with its prompt and spells its special tokens, tokenised once, whole.
@@ -143,31 +154,22 @@ class Tokenizer:
             raise InvalidItemError("the first token reaches past the prompt: none is left to come before it")
         return from_response(encoded["input_ids"][:start], encoded["input_ids"][start:])
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The SFT model's chat template, as text."""
-        if self._fast.chat_template is None:
-            raise InvalidItemError(
-                "this pair's tokenizer has no chat template: send prompt and response, or token ids",
-                param="messages",
-            )
-        try:
-            text = self._fast.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False
-            )
-        except Exception as error:  # a template is a program: it may raise anything
-            raise InvalidItemError(
-                f"the chat template refuses these messages ({type(error).__name__}): "
-                "check their roles and contents against the model's template",
-                param="messages",
-            ) from error
-        return str(text)
+    def render(
+        self,
+        messages: ListLike[chat.Message],
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The SFT model's chat template, as text (`chat.render`)."""
+        return chat.render(self._fast, messages, template_kwargs, add_generation_prompt=add_generation_prompt)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
         return list(self._fast(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def decode(self, token_ids: ListLike[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of token ids, special tokens included where they are not skipped."""
+        """The text of token ids, special tokens included where they are not skipped. A padded id has none."""
         return str(
             self._fast.decode(
                 token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
@@ -179,8 +181,8 @@ class Tokenizer:
         return [self.decode([token_id]) for token_id in token_ids]
 
     def vocabulary_strings(self, token_ids: ListLike[int]) -> list[str]:
-        """Each token as the vocabulary spells it, which no token shares with another."""
-        return list(self._fast.convert_ids_to_tokens(token_ids))
+        """Each token as the vocabulary spells it, which no other token shares; a padded id is empty."""
+        return [token or "" for token in self._fast.convert_ids_to_tokens(token_ids)]
 
     def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:
         encoded: Mapping[str, Any] = self._fast(

@@ -24,7 +24,7 @@ def reward_text(score: Score, *, numbers: bool = False) -> Text:
     for token, reward in zip(
         score.tokens or (), score.reward_T if score.reward_T is not None else (), strict=True
     ):
-        text.append(token.replace("\n", "⏎"), style=_style(float(reward)))
+        text.append(token.replace("\n", "⏎") or "∅", style=_style(float(reward)))
         if numbers:
             text.append(f" {reward:+.2f}  ")
     return text

@@ -230,14 +230,17 @@ def fields() -> list[Bad]:
 NOT_IDS = ["true", "2.0", '"3"', "NaN", "Infinity", "-Infinity", "1e400", "1e2", "null", "[]", "{}", "5.5"]
 OUT_OF_RANGE = [
     "-1",
-    "300",
-    "319",
     "320",
+    "384",
     "4294967296",
     "9223372036854775808",
     "-9223372036854775809",
     "9" * 40,
 ]
+
+
+def changed_chat(content: Any) -> dict[str, Any]:
+    return {**CHAT, "messages": [{"role": "user", "content": content}]}
 
 
 def forms() -> list[Bad]:
@@ -263,6 +266,15 @@ def forms() -> list[Bad]:
             CHAT, messages=[{"role": "user", "content": {CANARY: 1}}]
         ),
         "chat: no content": changed(CHAT, messages=[{"role": "user"}]),
+        "chat: null content": changed(CHAT, messages=[{"role": "user", "content": None}]),
+        "chat: a picture": changed(
+            CHAT,
+            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": CANARY}}]}],
+        ),
+        "chat: a call of no function": changed(
+            CHAT, messages=[{"role": "assistant", "content": "", "tool_calls": [CANARY]}]
+        ),
+        "chat: variables that the caller decides": changed(CHAT, chat_template_kwargs={"tokenize": CANARY}),
         "two forms: tokens and text": body({**GOOD, **TEXT}),
         "two forms: spans and chat": body({**SPANS, **CHAT}),
         "two forms: text and chat": body({**TEXT, **CHAT}),
@@ -285,6 +297,8 @@ def forms() -> list[Bad]:
         "text: response a list": changed(TEXT, response=[CANARY]),
         "text: append_eos 1": changed(TEXT, append_eos=1),
         "chat: no response": changed(CHAT, response=...),
+        "chat: variables a list": changed(CHAT, chat_template_kwargs=[CANARY]),
+        "text: variables of a template": changed(TEXT, chat_template_kwargs={}),
         "chat: messages a string": changed(CHAT, messages=CANARY),
         "chat: a message a string": changed(CHAT, messages=[CANARY]),
         "chat: no role": changed(CHAT, messages=[{"content": CANARY}]),
@@ -308,6 +322,9 @@ def forms() -> list[Bad]:
         ),
         Bad("the index is named", 422, "invalid_item", body(GOOD, GOOD, {**GOOD, "prompt_token_ids": []}),
             param="items[2].prompt"),
+        Bad("the part is named", 422, "invalid_item",
+            body(GOOD, changed_chat([{"type": "text", "text": "a"}, {"type": CANARY}])),
+            param="items[1].messages[0].content[1]"),
         Bad("more than the whole budget", 422, "invalid_request",
             body(*[{**GOOD, "response_token_ids": [5] * 60}] * 4)),
         Bad("over the byte limit", 413, "body_too_large", changed(TEXT, prompt=CANARY * 40_000)),
@@ -319,7 +336,7 @@ def blobs() -> list[Bad]:
         "float32 ids": packed(token_ids=ids(1, 2, 3, 4, dtype=np.float32)),
         "bool ids": packed(token_ids=ids(1, 1, 0, 1, dtype=np.bool_)),
         "an id of -1": packed(token_ids=ids(1, 2, -1, 4)),
-        "a padded id": packed(token_ids=ids(1, 2, 300, 4)),
+        "an id beyond the rows": packed(token_ids=ids(1, 2, 320, 4)),
         "an id of 2^62": packed(token_ids=ids(1, 2, 2**62, 4)),
         "an empty sequence": packed({}, offsets=ids(0, 0, 4), response_start=ids(0, 2)),
         "response_start 0": packed(response_start=ids(0)),
@@ -381,11 +398,12 @@ def tokenizing() -> list[Bad]:
         ("/tokenize", "prompt a number", "invalid_request", {"prompt": 3}),
         ("/tokenize", "an unknown field", "invalid_request", {"prompt": "a", CANARY: 1}),
         ("/tokenize", "prompt and messages", "invalid_request", {"prompt": CANARY, "messages": []}),
+        ("/tokenize", "null content", "invalid_item", {"messages": [{"role": "user", "content": None}]}),
         ("/tokenize", "a refused role", "invalid_item", {"messages": [{"role": CANARY, "content": "a"}]}),
         ("/detokenize", "a string", "invalid_request", {"tokens": CANARY}),
         ("/detokenize", "true", "invalid_item", {"tokens": [True]}),
         ("/detokenize", "-1", "invalid_item", {"tokens": [-1]}),
-        ("/detokenize", "a padded id", "invalid_item", {"tokens": [300]}),
+        ("/detokenize", "an id beyond the rows", "invalid_item", {"tokens": [320]}),
         ("/detokenize", "a huge id", "invalid_item", {"tokens": [10**30]}),
     ]
     return [

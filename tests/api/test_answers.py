@@ -165,6 +165,10 @@ def test_a_chat_is_its_template(served: Running) -> None:
     tokenizer = make_tokenizer()
     messages = [{"role": "system", "content": "sum"}, {"role": "user", "content": "two and three"}]
     [item] = served.score({"messages": messages, "response": "five"}).json()["items"]
+    parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+    variables = {"chat_template_kwargs": {"enable_thinking": False}}
+    [again] = served.score({"messages": parts, "response": "five", **variables}).json()["items"]
+    assert again == item
     prompt = "<|system|>sum<|end|><|user|>two and three<|end|><|assistant|>"
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     response_ids = tokenizer("five", add_special_tokens=False)["input_ids"]
@@ -202,7 +206,7 @@ def test_a_sequence_may_fill_the_context(served: Running) -> None:
 BAD_ITEMS = [
     {"id": "b", **GOOD, "prompt_token_ids": []},
     {"id": "b", **GOOD, "response_token_ids": [True]},
-    {"id": "b", **GOOD, "response_token_ids": [300]},
+    {"id": "b", **GOOD, "response_token_ids": [320]},
     {"id": "b", "prompt": "", "response": "a"},
     {"id": "b", "prompt": "a"},
     {"id": "b", "messages": [{"role": "nobody", "content": ""}], "response": "a"},

@@ -71,6 +71,19 @@ def test_prompt_logprobs_are_vllms(served: Running) -> None:
     assert [list(entry) for entry in own["prompt_logprobs"][1:]] == [["10"], ["11"]]
 
 
+def test_a_padded_id_is_scored_and_has_no_text(served: Running) -> None:
+    [choice] = complete(served, prompt=[1, 10, 319], logprobs=4).json()["choices"]
+    logprobs = choice["logprobs"]
+    assert choice["text"] == served.service.tokenizer.decode([1, 10])
+    assert logprobs["tokens"][2] == ""
+    # The fake engine's likeliest are 319, 318, 317 and 316: of those without a text the token itself stands.
+    assert logprobs["top_logprobs"][2] == {"": logprobs["token_logprobs"][2]}
+    assert choice["prompt_logprobs"][2]["319"]["decoded_token"] == ""
+    assert set(choice["prompt_logprobs"][2]) == {"319", "318", "317", "316"}
+    answer = generate(served, {"logprobs": 1}, token_ids=[1, 10, 319]).json()
+    assert next(iter(answer["prompt_logprobs"][2])) == "319"
+
+
 def test_tokens_as_ids(served: Running) -> None:
     fields = {"return_tokens_as_token_ids": True}
     [choice] = complete(served, prompt=[1, 10], **fields).json()["choices"]
@@ -122,7 +135,9 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "an empty prompt": ({"prompt": []}, 400, "invalid_item", "prompt 0 is empty"),
     "an empty text": ({"prompt": "", "add_special_tokens": False}, 400, "invalid_item", "prompt 0 is empty"),
     "half a token": ({"prompt": [1, 2.5]}, 400, "invalid_request", "a list of token ids"),
-    "an id out of range": ({"prompt": [1, 300]}, 400, "invalid_item", "from 0 to 299"),
+    "an id out of range": ({"prompt": [1, 320]}, 400, "invalid_item", "from 0 to 319"),
+    "an id below 0": ({"prompt": [1, -1]}, 400, "invalid_item", "from 0 to 319"),
+    "an id beyond 64 bits": ({"prompt": [1, 10**30]}, 400, "invalid_item", "64 bits"),
     "too many prompts": ({"prompt": ["a"] * 9}, 400, "invalid_item", "holds 1 to 8"),
     "too long": ({"prompt": [1] * CONTEXT_LENGTH}, 400, "context_length_exceeded", "65 tokens"),
     "another model": ({"model": "c4n4ry"}, 404, "model_not_found", "`sft`"),

@@ -37,7 +37,7 @@ def test_the_pair_says_what_a_client_needs(served: Running, pair: Pair) -> None:
             "tokens": 0,
             "left_out": [],
         },
-        "vocab_size": 300,
+        "vocab_size": 320,
         "context_length": CONTEXT_LENGTH,
         "tokenizer_fingerprint": pair.tokenizer_fingerprint,
         "chat_template_fingerprint": pair.chat_template_fingerprint,
@@ -66,6 +66,11 @@ def test_tokenize_and_back(text: str, add: bool, served: Running) -> None:
     assert back == {"prompt": ("<|begin|>" if add else "") + text}
 
 
+def test_a_padded_id_has_no_text(served: Running) -> None:
+    back = served.client.post("/detokenize", json={"tokens": [90, 319, 74]}).json()
+    assert back == served.client.post("/detokenize", json={"tokens": [90, 74]}).json()
+
+
 def test_tokenize_a_chat(served: Running) -> None:
     messages = [{"role": "user", "content": "sum"}]
     for add, end in ((True, "<|assistant|>"), (False, "")):
@@ -73,6 +78,30 @@ def test_tokenize_a_chat(served: Running) -> None:
         found = served.client.post("/tokenize", json=asked).json()
         text = served.client.post("/detokenize", json={"tokens": found["tokens"]}).json()["prompt"]
         assert text == "<|user|>sum<|end|>" + end
+
+
+def test_the_template_s_variables_reach_it(pair: Pair) -> None:
+    template = "{{ 'quick' if quick }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    with running(make_service(pair, chat_template=template)) as served:
+        asked = {"messages": messages, "chat_template_kwargs": {"quick": True}}
+        found = served.client.post("/tokenize", json=asked).json()["tokens"]
+        text = served.client.post("/detokenize", json={"tokens": found}).json()["prompt"]
+        assert text == "quicka\nb"
+        plain, quick = (
+            served.score({"messages": messages, "response": "c", "chat_template_kwargs": each}).json()[
+                "items"
+            ][0]
+            for each in (None, {"quick": True})
+        )
+        assert plain["rewards"] != quick["rewards"]
+
+
+def test_a_template_at_fault_is_named_and_not_the_messages(pair: Pair) -> None:
+    with running(make_service(pair, chat_template="{{ settings.name }}")) as served:
+        answer = served.score({"messages": [{"role": "user", "content": "a"}], "response": "b"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_item")
+        assert "the pair's chat template fails on any chat" in answer.json()["error"]["message"]
 
 
 def test_a_pair_without_a_chat_template_says_so(pair: Pair) -> None:

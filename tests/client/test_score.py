@@ -210,6 +210,7 @@ def test_only_refused_items_need_no_request(client: Any, service: Any) -> None:
         CHAT | {"messages": "Hi"},
         CHAT | {"messages": [{"content": float("nan")}]},
         CHAT | {"messages": [object()]},
+        CHAT | {"chat_template_kwargs": []},
     ],
 )
 def test_what_is_no_item_is_refused_before_anything_is_sent(client: Any, service: Any, item: Any) -> None:

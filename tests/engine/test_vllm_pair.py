@@ -37,6 +37,11 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"architecture": "llama", "hidden_size": 64, "layers": 1},
     ),
     "qwen3 with llama": ({"architecture": "qwen3"}, {"architecture": "llama"}),
+    "sft with more padded rows": ({"architecture": "llama", "vocab_size": 384}, {"architecture": "llama"}),
+    "reference with more padded rows, tied": (
+        {"architecture": "qwen3", "tie": True},
+        {"architecture": "qwen3", "tie": True, "vocab_size": 384},
+    ),
 }
 
 
@@ -102,7 +107,7 @@ def test_pair_equals_transformers(
     sft = make_checkpoint(tmp_path / "sft", seed=1, **sft_kind)
     reference = make_checkpoint(tmp_path / "reference", seed=2, **reference_kind)
     pair = load_pair(sft, reference, cache_dir=tmp_path)
-    sequences = workload(pair.vocab_size)
+    sequences = workload(pair.embedding_size)
     want = oracle(sft, reference, sequences)
     with offline(sft, reference, **CHUNKED) as engine:
         cold, warm = engine.score(sequences), engine.score(sequences)
@@ -170,14 +175,19 @@ def test_same_schedule_same_bits(pair_dirs: tuple[Path, Path]) -> None:
 TEACHER = View(1 + 1 / 0.5, -1 / 0.5, top=5)
 
 
+@pytest.mark.parametrize("rows", [(320, 320), (384, 320), (320, 384)], ids=str)
 @pytest.mark.parametrize(
     "view", [View(1, 0, top=3), View(0, 1), TEACHER], ids=["sft", "reference", "dpr-teacher"]
 )
 def test_ranks_equal_transformers(
-    view: View, pair_dirs: tuple[Path, Path], say_difference: Callable[[str, float], None]
+    view: View, rows: tuple[int, int], tmp_path: Path, say_difference: Callable[[str, float], None]
 ) -> None:
-    """The scored tokens among their whole vocabulary, in a batch whose other half is not ranked."""
-    sequences = workload(300)
+    """The scored tokens among the rows that both models have, in a batch whose other half is not ranked."""
+    pair_dirs = (
+        make_checkpoint(tmp_path / "sft", seed=1, vocab_size=rows[0]),
+        make_checkpoint(tmp_path / "reference", seed=2, vocab_size=rows[1]),
+    )
+    sequences = workload(320)
     scorer = TransformersScorer(*pair_dirs, context_length=CONTEXT)
     scorer.load()
     from densepath.engine.vllm.pooler import TASK, pooling_params
@@ -214,7 +224,7 @@ def test_ranks_equal_transformers(
 
 
 def view_by_hand(scorer: TransformersScorer, sequence: Sequence, view: View) -> np.ndarray:
-    """Weighted log-probabilities over the vocabulary, float64 [T, V]."""
+    """Weighted log-probabilities of the rows that both models have, float64 [T, V]."""
     import torch
 
     with torch.inference_mode():
@@ -222,8 +232,9 @@ def view_by_hand(scorer: TransformersScorer, sequence: Sequence, view: View) -> 
             model(torch.from_numpy(sequence.token_ids_L)[None]).logits[0].double().log_softmax(-1).numpy()
             for model in scorer._models
         ]
-    rows_T = sequence.positions_T - 1
-    return view.sft * tables[0][rows_T] + view.reference * tables[1][rows_T]
+    rows_T, shared = sequence.positions_T - 1, min(table.shape[1] for table in tables)
+    sft_T_V, reference_T_V = (table[rows_T, :shared] for table in tables)
+    return view.sft * sft_T_V + view.reference * reference_T_V
 
 
 def view_of(scored: Scored, view: View) -> np.ndarray:

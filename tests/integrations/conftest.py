@@ -12,12 +12,12 @@ from checkpoints import make_checkpoint
 from live import serving
 
 #: So many that a random model ends some responses soon, and so few that others are cut.
-EOS_IDS = [2, *range(150, 300, 8)]
+EOS_IDS = [2, *range(150, 300, 5)]
 
 
-def _policy(directory: Path, seed: int) -> Path:
-    """A random checkpoint with many EOS tokens, and no embedding row that its tokenizer has no id for."""
-    make_checkpoint(directory, seed=seed, vocab_size=300)
+def _policy(directory: Path, seed: int, rows: int) -> Path:
+    """A random checkpoint with many EOS tokens; it samples the padded rows of its embedding too."""
+    make_checkpoint(directory, seed=seed, vocab_size=rows)
     for name in ("config.json", "generation_config.json"):
         config = json.loads((directory / name).read_text())
         (directory / name).write_text(json.dumps(config | {"eos_token_id": EOS_IDS}))
@@ -28,7 +28,7 @@ def _policy(directory: Path, seed: int) -> Path:
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """SFT and reference: two tiny Llamas. Read only."""
     root = tmp_path_factory.mktemp("tiny")
-    return _policy(root / "sft", seed=1), _policy(root / "reference", seed=2)
+    return _policy(root / "sft", seed=1, rows=320), _policy(root / "reference", seed=2, rows=384)
 
 
 @pytest.fixture(scope="session")

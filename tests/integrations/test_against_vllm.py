@@ -74,6 +74,9 @@ def both(pair_dirs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 IDS = [1, 50, 60, 70, 80, 90]
+PADDED = [310, 319]  # the tokenizer has 300 ids, and the embedding 320 rows
+PARTS = [{"type": "text", "text": "the"}, {"type": "text", "text": ""}, {"type": "text", "text": "sum"}]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 GREEDY = {"model": "sft", "max_tokens": 1, "temperature": 0}
 COMPLETIONS: dict[str, dict[str, Any]] = {
     "echo": {"prompt": "the sum of two", "echo": True, "logprobs": 2},
@@ -86,6 +89,7 @@ COMPLETIONS: dict[str, dict[str, Any]] = {
     "the token's own alone": {"prompt": IDS, "prompt_logprobs": 0, "return_token_ids": True},
     "both kinds": {"prompt": IDS, "prompt_logprobs": 4, "logprobs": 1, "echo": True},
     "several texts": {"prompt": ["the sum", "five"], "prompt_logprobs": 1},
+    "padded ids": {"prompt": [*IDS, *PADDED, 74], "prompt_logprobs": 3, "logprobs": 0, "echo": True},
 }  # fmt: skip
 SAMPLING = {"max_tokens": 1, "temperature": 0}
 GENERATE: dict[str, dict[str, Any]] = {
@@ -100,7 +104,21 @@ GENERATE: dict[str, dict[str, Any]] = {
 SMALL: list[tuple[str, dict[str, Any]]] = [
     ("/tokenize", {"model": "sft", "prompt": "the sum ☕", "return_token_strs": True}),
     ("/tokenize", {"messages": [{"role": "user", "content": "the sum"}], "model": "sft"}),
+    ("/tokenize", {"messages": [{"role": "user", "content": PARTS}], "model": "sft"}),
+    (
+        "/tokenize",
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}], "model": "sft"},
+    ),
+    (
+        "/tokenize",
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "chat_template_kwargs": {"bos_token": "<|user|>"},
+            "model": "sft",
+        },
+    ),
     ("/detokenize", {"model": "sft", "tokens": IDS}),
+    ("/detokenize", {"model": "sft", "tokens": [*IDS, *PADDED]}),
 ]
 
 

@@ -31,6 +31,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "chat": [
         {"messages": [{"role": "user", "content": f"two and {n}"}], "response": f"{n + 2}"} for n in range(7)
     ],
+    "chat in parts": [
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": f"two and {n}"}]}],
+            "response": f"{n + 2}",
+            "chat_template_kwargs": {"enable_thinking": n % 2 == 0},
+        }
+        for n in range(7)
+    ],
 }
 
 disable_progress_bar()

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from checkpoints import make_tokenizer
 from densepath import Client
+from densepath.alignment import AlignmentError
 from densepath.errors import InvalidItemError, UnavailableError
 from live import Demo, finish, free_port
 
@@ -121,6 +122,15 @@ async def test_the_agent_stops_where_there_is_no_score(
         await roll_out(agent, [99_999])
     with pytest.raises(InvalidItemError, match="images"):
         await agent.execute(PROMPT, "7", None, 256, make_tokenizer(), None, images=["a.png"])
+    await agent.client.aclose()
+
+
+async def test_another_tokenizer_is_refused_before_anything_is_sampled(
+    tiny_service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = load_agent(tiny_service, monkeypatch)
+    with pytest.raises(AlignmentError, match="load it from the directory of the served SFT checkpoint"):
+        await roll_out(agent, [5], tokenizer=make_tokenizer(290))
     await agent.client.aclose()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from checkpoints import make_tokenizer
 from densepath import Client
+from densepath.alignment import AlignmentError
 from densepath.client import retry
 from densepath.errors import InvalidRequestError, UnavailableError
 from densepath.integrations.trl import DenseReward
@@ -260,8 +263,10 @@ def test_the_reward_function_gives_stock_trainers_the_sums(
     assert any("rewards/dense_reward/mean" in entry for entry in trainer.state.log_history)
 
 
-async def test_the_reward_function_refuses_what_it_cannot_place(tiny_pair: tuple[Path, Path]) -> None:
-    reward = DenseReward("http://127.0.0.1:9", AutoTokenizer.from_pretrained(tiny_pair[0]))
+async def test_the_reward_function_refuses_what_it_cannot_place(
+    tiny_pair: tuple[Path, Path], tiny_service: str
+) -> None:
+    reward = DenseReward(tiny_service, AutoTokenizer.from_pretrained(tiny_pair[0]))
     turns = [[{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]]
     with pytest.raises(InvalidRequestError, match="use DensePathGRPOTrainer"):
         await reward([[{"role": "user", "content": "a"}]], turns, [[5]])
@@ -269,6 +274,22 @@ async def test_the_reward_function_refuses_what_it_cannot_place(tiny_pair: tuple
         await reward(["a"], ["b"], [[5]], images=[[object()]])
     with pytest.raises(InvalidRequestError, match="must be a tokenizer"):
         DenseReward("http://127.0.0.1:9", None)  # type: ignore[arg-type]
+
+
+def test_another_tokenizer_is_refused_before_anything_is_sampled(
+    tiny_pair: tuple[Path, Path], tiny_service: str, tmp_path: Path
+) -> None:
+    other = make_tokenizer(290)
+    with pytest.raises(AlignmentError, match="load it from the directory of the served SFT checkpoint"):
+        DenseReward(tiny_service, other)
+    with pytest.raises(AlignmentError, match="load it from the directory of the served SFT checkpoint"):
+        WatchedDenseGRPO(
+            str(tiny_pair[0]),
+            tiny_service,
+            args=grpo_config(tmp_path),
+            train_dataset=PROMPTS,
+            processing_class=copy.deepcopy(other),
+        )
 
 
 @pytest.mark.parametrize("dense", [True, False], ids=["trainer", "reward function"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from densepath import Client
+from densepath.alignment import AlignmentError
 from densepath.errors import InvalidItemError, InvalidRequestError
 from integrations_heavy.served import SFT, tokenizer
 from integrations_heavy.verl_config import FUNCTION, dense_config, verl_config
@@ -194,6 +196,13 @@ async def test_a_response_that_cannot_be_scored_raises(service: str) -> None:
     with pytest.raises(ValueError, match="one response"):
         await manager.run_single(data)
     await manager.client.aclose()
+
+
+def test_another_tokenizer_is_refused_at_the_start(service: str) -> None:
+    other = copy.deepcopy(tokenizer())
+    other.add_tokens(["another"])
+    with pytest.raises(AlignmentError, match="load it from the directory of the served SFT checkpoint"):
+        load_reward_manager(dense_config(service), other)
 
 
 MESSAGES = [{"role": "user", "content": "the sum of 3 and 4"}]

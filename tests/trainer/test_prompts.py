@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
@@ -49,6 +50,24 @@ def test_chat_and_ids(tmp_path: Path) -> None:
     assert ids.answer is None
 
 
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet", "directory"])
+def test_a_chat_is_rendered_by_the_service_s_rules(name: str, tmp_path: Path) -> None:
+    fast = copy.deepcopy(make_tokenizer())
+    fast.chat_template = (
+        "{{ 'quick' if not slow | default(true) }}{{ bos_token }}"
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    rows = [
+        {"messages": messages, "chat_template_kwargs": {"slow": False, "other": None}},
+        {"messages": messages, "chat_template_kwargs": {"slow": True, "other": "x"}},
+    ]
+    if name != "p.jsonl":  # where an absent field is null
+        rows.append({"messages": messages, "chat_template_kwargs": {"slow": None, "other": "x"}})
+    prompts = read_prompts(write(tmp_path / name, rows), Tokenizer(fast))
+    assert [prompt.text for prompt in prompts] == ["quick<|begin|>a\nb", *["<|begin|>a\nb"] * (len(rows) - 1)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -56,6 +75,8 @@ def test_chat_and_ids(tmp_path: Path) -> None:
         ("{}\n", "row 1: give one of"),
         ('{"prompt": "a"}\n{"prompt": "a", "messages": []}\n', "row 2: give one of"),
         ('{"prompt_token_ids": []}\n', "row 1: the prompt is empty"),
+        ('{"messages": [{"role": "user", "content": null}]}\n', r"row 1: messages\[0\].content is null"),
+        ('{"messages": ["a"]}\n', r"row 1: messages\[0\] must be an object"),
         ("[1]\n", "each line must be a JSON object"),
         ("{\n", "cannot be read"),
     ],

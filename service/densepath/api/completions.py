@@ -16,6 +16,7 @@ from densepath.api.body import answer_json, parse_json, validate
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
 from densepath.api.prompt_scores import (
+    Entry,
     PromptScore,
     Temperature,
     Top,
@@ -144,9 +145,9 @@ def router(service: Service) -> APIRouter:
                 top = max(asked.logprobs or 0, asked.prompt_logprobs or 0)
                 view = model_view(asked.model, service, top=top)
                 _check(asked)
-                texts, prompts = await asyncio.to_thread(_prompts, asked, service)
+                prompts = await asyncio.to_thread(_prompts, asked, service)
             scores = await score_prompts(prompts, view, asked.max_tokens == 1, service)
-            return await write_answer(lambda: to_json(_answer(asked, texts, scores, service)), service)
+            return await write_answer(lambda: to_json(_answer(asked, scores, service)), service)
 
         return await answer_json(request, service, work)
 
@@ -162,25 +163,39 @@ def _check(asked: CompletionRequest) -> None:
         )
 
 
-def _prompts(asked: CompletionRequest, service: Service) -> tuple[list[str], list[list[int]]]:
-    """Each prompt's text and token ids."""
-    tokenizer, prompt = service.tokenizer, asked.prompt
-    many: list[Any] = [prompt] if isinstance(prompt, str) or not prompt or type(prompt[0]) is int else prompt
+def _many(asked: CompletionRequest) -> list[Any]:
+    """The prompts: texts, or lists of token ids."""
+    prompt = asked.prompt
+    one = isinstance(prompt, str) or not prompt or type(prompt[0]) is int
+    return [prompt] if one else list(prompt)
+
+
+def _prompts(asked: CompletionRequest, service: Service) -> list[list[int]]:
+    """Each prompt's token ids."""
+    many = _many(asked)
     if len(many) > service.limits.max_items:
         raise InvalidItemError(
             f"{len(many)} prompts: a request holds 1 to {service.limits.max_items}", param="prompt"
         )
     if isinstance(many[0], str):
-        return many, [tokenizer.encode(text, add_special_tokens=asked.add_special_tokens) for text in many]
-    return [tokenizer.decode(ids) if asked.echo else "" for ids in many], many
+        encode = service.tokenizer.encode
+        return [encode(text, add_special_tokens=asked.add_special_tokens) for text in many]
+    return many
 
 
-def _answer(
-    asked: CompletionRequest, texts: list[str], scores: list[PromptScore], service: Service
-) -> dict[str, Any]:
+def _echoes(asked: CompletionRequest, service: Service) -> list[str]:
+    """Each prompt's text, to begin its completion with; of ids that the scores have shown to be valid."""
+    many = _many(asked)
+    if not asked.echo:
+        return [""] * len(many)
+    return [each if isinstance(each, str) else service.tokenizer.decode(each) for each in many]
+
+
+def _answer(asked: CompletionRequest, scores: list[PromptScore], service: Service) -> dict[str, Any]:
+    echoes = _echoes(asked, service)
     choices = [
-        _choice(i, asked, text, score, service)
-        for i, (text, score) in enumerate(zip(texts, scores, strict=True))
+        _choice(i, asked, echo, score, service)
+        for i, (echo, score) in enumerate(zip(echoes, scores, strict=True))
     ]
     prompt_tokens = sum(len(score.token_ids) for score in scores)
     completion_tokens = sum(score.next_id is not None for score in scores)
@@ -202,7 +217,7 @@ def _answer(
 def _choice(
     index: int,
     asked: CompletionRequest,
-    text: str,
+    echo: str,
     score: PromptScore,
     service: Service,
 ) -> dict[str, Any]:
@@ -216,7 +231,7 @@ def _choice(
     top = asked.logprobs if asked.prompt_logprobs is None and asked.echo else asked.prompt_logprobs
     return {
         "index": index,
-        "text": (text if asked.echo else "") + completion,
+        "text": echo + completion,
         "logprobs": None if asked.logprobs is None else _logprobs(asked, score),
         "finish_reason": "stop" if ended else "length",
         "stop_reason": None,
@@ -230,6 +245,13 @@ def _logprobs(asked: CompletionRequest, score: PromptScore) -> dict[str, Any]:
     def name(token_id: int, text: str) -> str:
         return f"token_id:{token_id}" if asked.return_tokens_as_token_ids else text
 
+    def likeliest(entries: list[Entry]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for entry in shown(entries, asked.logprobs or 0):
+            # Of tokens with one text, as padded ids are, the first stands: the token itself or the likeliest.
+            found.setdefault(name(entry.token_id, entry.text), entry.logp)
+        return found
+
     positions = [
         *(score.entries_L if asked.echo else ()),
         *([score.next_entries] if score.next_entries else ()),
@@ -242,10 +264,5 @@ def _logprobs(asked: CompletionRequest, score: PromptScore) -> dict[str, Any]:
         "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
         "token_logprobs": [entries[0].logp if entries else None for entries in positions],
         "tokens": tokens,
-        "top_logprobs": [
-            {name(entry.token_id, entry.text): entry.logp for entry in shown(entries, asked.logprobs or 0)}
-            if entries
-            else None
-            for entries in positions
-        ],
+        "top_logprobs": [likeliest(entries) if entries else None for entries in positions],
     }

@@ -116,11 +116,15 @@ def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, se
                     "the prompt is empty: there is nothing to be scored after", param="prompt"
                 )
             return service.tokenizer.from_text(prompt, response, append_eos=append_eos)
-        case ChatItem(messages=messages, response=response, append_eos=append_eos):
+        case ChatItem(messages=messages, response=response) as item:
             if not messages:
                 raise InvalidItemError("messages is empty: send at least one", param="messages")
-            dicts = [message.model_dump(exclude_unset=True) for message in messages]
-            return service.tokenizer.from_chat(dicts, response, append_eos=append_eos)
+            return service.tokenizer.from_chat(
+                [message.model_dump(exclude_unset=True) for message in messages],
+                response,
+                append_eos=item.append_eos,
+                template_kwargs=item.chat_template_kwargs,
+            )
     raise AssertionError(found)
 
 

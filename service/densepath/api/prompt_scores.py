@@ -17,7 +17,7 @@ from densepath.api.models import Score, score_view
 from densepath.api.service import Service
 from densepath.engine.scorer import View
 from densepath.errors import InvalidItemError, InvalidRequestError
-from densepath.sequences import Sequence, Tokenizer
+from densepath.sequences import Sequence, Tokenizer, as_ids
 
 MAX_TOP = 128
 """The most tokens that a request may name at each position."""
@@ -94,7 +94,7 @@ def _sequence(ids: list[int], with_next: bool, index: int) -> Sequence:
     if not ids:
         raise InvalidItemError(f"prompt {index} is empty: it must have a token", param="prompt")
     # The row that predicts the next token needs some token after it; which one makes no difference to it.
-    token_ids_L = np.asarray([*ids, ids[-1]] if with_next else ids, dtype=np.int64)
+    token_ids_L = as_ids([*ids, ids[-1]] if with_next else ids)
     return Sequence(token_ids_L, np.arange(1, len(token_ids_L)))
 
 

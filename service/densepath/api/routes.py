@@ -86,7 +86,7 @@ def about(service: Service, engine: str) -> APIRouter:
             sources=PairSources(sft=pair.sft.name, reference=pair.reference.name),
             dtype=service.scorer.dtype,
             verified=VerifiedAnswer.model_validate(asdict(service.verdict)),
-            vocab_size=pair.vocab_size,
+            vocab_size=pair.embedding_size,
             context_length=service.scorer.context_length,
             tokenizer_fingerprint=pair.tokenizer_fingerprint,
             chat_template_fingerprint=pair.chat_template_fingerprint,
@@ -130,7 +130,9 @@ def tokenizing(service: Service) -> APIRouter:
             text = asked.prompt
         else:
             dicts = [message.model_dump(exclude_unset=True) for message in asked.messages]
-            text = tokenizer.render(dicts, add_generation_prompt=asked.add_generation_prompt)
+            text = tokenizer.render(
+                dicts, asked.chat_template_kwargs, add_generation_prompt=asked.add_generation_prompt
+            )
         token_ids = tokenizer.encode(text, add_special_tokens=asked.add_special_tokens)
         return TokenizeAnswer(
             count=len(token_ids),
@@ -144,10 +146,9 @@ def tokenizing(service: Service) -> APIRouter:
         """The text of token ids."""
         asked = validate(DetokenizeRequest, await read_json(request, service))
         check_name(asked.model, service)
-        if any(not 0 <= token_id < service.pair.vocab_size for token_id in asked.tokens):
-            raise InvalidItemError(
-                f"a token id is out of range: ids go from 0 to {service.pair.vocab_size - 1}", param="tokens"
-            )
+        size = service.pair.embedding_size
+        if any(not 0 <= token_id < size for token_id in asked.tokens):
+            raise InvalidItemError(f"a token id is out of range: ids go from 0 to {size - 1}", param="tokens")
         text = await asyncio.to_thread(tokenizer.decode, asked.tokens)
         return JSONResponse(DetokenizeAnswer(prompt=text).model_dump())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 TokenIds = list[int]
 Include = Literal["logprobs", "returns", "tokens"]
@@ -41,13 +41,36 @@ class TextItem(Strict):
     append_eos: bool = False
 
 
+#: Checked where it is rendered, in `densepath.chat`, whose errors name the part.
+_CONTENT = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+                "additionalProperties": False,
+            },
+        },
+        {"type": "null"},
+    ],
+    "title": "Content",
+    "description": "a string, or parts of type text; null beside an assistant's tool calls only",
+}
+TemplateKwargs = Annotated[
+    dict[str, Any] | None, Field(description="the chat template's own variables, as in vLLM")
+]
+
+
 class Message(BaseModel):
     """One message of a chat; what else a template reads (tool calls, names) passes through."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: str
-    content: Any = None
+    content: Annotated[Any, WithJsonSchema(_CONTENT)] = None
 
 
 class ChatItem(Strict):
@@ -57,6 +80,7 @@ class ChatItem(Strict):
     messages: list[Message]
     response: str
     append_eos: bool = False
+    chat_template_kwargs: TemplateKwargs = None
 
 
 class RewardsOptions(Strict):
@@ -172,6 +196,7 @@ class TokenizeChat(Strict):
     add_generation_prompt: bool = True
     add_special_tokens: bool = False
     return_token_strs: bool = False
+    chat_template_kwargs: TemplateKwargs = None
 
 
 class TokenizeAnswer(BaseModel):
@@ -250,7 +275,9 @@ class PairAnswer(BaseModel):
     sources: PairSources
     dtype: Annotated[str, Field(description="in which the models are served")]
     verified: VerifiedAnswer
-    vocab_size: int
+    vocab_size: Annotated[
+        int, Field(description="valid ids go from 0 to vocab_size - 1: rows that both embeddings have")
+    ]
     context_length: int
     tokenizer_fingerprint: str
     chat_template_fingerprint: str | None

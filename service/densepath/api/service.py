@@ -146,7 +146,11 @@ class Service:
 
     def check(self, sequence: Sequence) -> Sequence:
         """The same sequence, or the error of one that the pair cannot score (`sequences.check`)."""
-        check(sequence, vocab_size=self.pair.vocab_size, context_length=self.scorer.context_length)
+        check(
+            sequence,
+            embedding_size=self.pair.embedding_size,
+            context_length=self.scorer.context_length,
+        )
         return sequence
 
     def alive(self) -> bool:

@@ -25,7 +25,7 @@ from densepath.api.sglang_schemas import (
     TokenLogp,
 )
 from densepath.errors import InvalidItemError, InvalidRequestError
-from densepath.sequences import Sequence
+from densepath.sequences import Sequence, as_ids
 
 Value = TypeVar("Value")
 
@@ -53,7 +53,7 @@ class Prompt:
         # The row that predicts the next token needs some token after it; which one makes no difference to it.
         ids = [*self.token_ids, self.token_ids[-1]] if self.with_next else self.token_ids
         first = min(self.start + 1, len(self.token_ids))
-        return Sequence(np.asarray(ids, dtype=np.int64), np.arange(first, len(ids)))
+        return Sequence(as_ids(ids), np.arange(first, len(ids)))
 
 
 def router(service: Service) -> APIRouter:

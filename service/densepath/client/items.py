@@ -27,7 +27,7 @@ _FORMS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # form → require
     "tokens": (frozenset({"prompt_token_ids", "response_token_ids"}), frozenset({"id"})),
     "spans": (frozenset({"token_ids", "response_mask"}), frozenset({"id"})),
     "text": (frozenset({"prompt", "response"}), frozenset({"id", "append_eos"})),
-    "chat": (frozenset({"messages", "response"}), frozenset({"id", "append_eos"})),
+    "chat": (frozenset({"messages", "response"}), frozenset({"id", "append_eos", "chat_template_kwargs"})),
 }
 
 
@@ -182,6 +182,7 @@ def _json(item: Item, where: str) -> bytes:
         ("response", str),
         ("messages", (list, tuple)),
         ("append_eos", bool),
+        ("chat_template_kwargs", (dict, type(None))),
     ):
         if field in item and not isinstance(item[field], kind):
             _refuse(where, field, "is of another type than the contract's")

@@ -28,12 +28,15 @@ def table_width(view: View | None) -> int:
 def rank_tokens(
     logp_sft_R_V: torch.Tensor, logp_reference_R_V: torch.Tensor, target_R: torch.Tensor, view: View
 ) -> torch.Tensor:
-    """The table of R tokens, from both models' log-probabilities over the vocabulary, float32 [R, V] each.
+    """The table of R tokens, from each model's log-probabilities over its whole vocabulary, float32 [R, V].
 
-    The rank is vLLM's: how many tokens are at least as likely.
+    Ranked are the ids that both vocabularies have: one may be padded further than the other. The rank is
+    vLLM's: how many tokens are at least as likely.
     """
     import torch
 
+    shared = slice(min(logp_sft_R_V.shape[1], logp_reference_R_V.shape[1]))
+    logp_sft_R_V, logp_reference_R_V = logp_sft_R_V[:, shared], logp_reference_R_V[:, shared]
     if logp_sft_R_V.shape[1] > MAX_VOCAB_SIZE:
         raise ValueError(f"a vocabulary over {MAX_VOCAB_SIZE} ids cannot be ranked in float32")
     # A model of weight 0 is left out: 0 times minus infinity is no number.

@@ -12,6 +12,7 @@ from typing import Any
 
 from densepath.client import Client, Score
 from densepath.errors import InvalidItemError
+from densepath.score_files import without_nulls
 
 #: The contract's fields of an item, as columns; other columns are not read.
 FIELDS = (
@@ -22,6 +23,7 @@ FIELDS = (
     "prompt",
     "messages",
     "response",
+    "chat_template_kwargs",
 )
 _ARRAYS = {
     "rewards": "reward_T",
@@ -95,13 +97,21 @@ class ScoreColumns:
         if not found:
             raise InvalidItemError(f"no column of an item: name them as its fields are, {', '.join(FIELDS)}")
         eos = {"append_eos": True} if self._append_eos else {}
-        return [dict(zip(found, row, strict=True)) | eos for row in zip(*found.values(), strict=True)]
+        rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
+        return [without_nulls(row) | eos for row in rows]
 
 
 def _values(column: Any) -> list[Any]:
     """A column's rows as plain values: a message is a dict, a list of them a list."""
-    rows = column.to_list() if hasattr(column, "to_list") else list(column)
-    return [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    return [_plain(row) for row in (column.to_list() if hasattr(column, "to_list") else list(column))]
+
+
+def _plain(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    nested = isinstance(value, list) and value and not isinstance(value[0], int)
+    return [_plain(inner) for inner in value] if nested else value
 
 
 def _has(scores: Sequence[Score], attribute: str) -> bool:

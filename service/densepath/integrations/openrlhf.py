@@ -10,6 +10,7 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
+from densepath.alignment import check_policy
 from densepath.client import AsyncClient, Client
 from densepath.errors import InvalidItemError
 
@@ -35,7 +36,9 @@ class DensePathAgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]  # 
     def __init__(self, url: str | list[str], *, api_key: str | None = None) -> None:
         super().__init__()
         with Client(url, api_key=api_key) as client:
-            self._model_version = str(client.pair()["version"])
+            self._pair = client.pair()
+        self._model_version = str(self._pair["version"])
+        self._checked = False  # OpenRLHF hands over its tokenizer with the first prompt
         self.client = AsyncClient(url, api_key=api_key)
 
     async def execute(
@@ -51,11 +54,15 @@ class DensePathAgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]  # 
         """OpenRLHF's rollout with its `reward`, and in `extra_logs` how long it is and whether it ended.
 
         Raises:
+            AlignmentError: OpenRLHF's tokenizer is not the pair's; said before the first prompt is sampled.
             InvalidItemError: a prompt with images.
             DensepathError: the response has no score.
         """
         if images:
             raise InvalidItemError("dense rewards are of text: this prompt has images")
+        if not self._checked:
+            check_policy(hf_tokenizer, self._pair)
+            self._checked = True
         rollout: dict[str, Any] = await super().execute(
             prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine
         )

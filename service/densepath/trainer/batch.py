@@ -30,7 +30,9 @@ class Response:
 
 
 def can_be_learned(response_ids: Sequence[int], ended: bool, vocab_size: int) -> bool:
-    """A response that was cut at the limit leaves a value uncancelled; a padded row's id has no score."""
+    """A response that was cut at the limit leaves a value uncancelled; an id from `vocab_size` on, a row that
+    the policy has and the pair's other model has not, has no score.
+    """
     return ended and max(response_ids) < vocab_size
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from densepath.chat import text_of
 from densepath.errors import InvalidRequestError
 from densepath.sequences import Sequence, Tokenizer
 from densepath.trainer.prompts import read_rows
@@ -84,13 +85,15 @@ def _tokenize(row: Mapping[str, Any], tokenizer: Tokenizer, eos: str) -> Sequenc
         if not messages or messages[-1]["role"] != "assistant":
             raise InvalidRequestError(f"its last message is not the assistant's: {_FORMS}")
         *messages, last = messages
-        response = last.get("content")
+        response = text_of(last.get("content"), f"messages[{len(messages)}].content")
     if not isinstance(response, str) or (messages is None) == (not isinstance(prompt, str)):
         raise InvalidRequestError(f"it is no demonstration: {_FORMS}")
     append_eos = not response.endswith(eos)
     if messages is None:
         return tokenizer.from_text(str(prompt), response, append_eos=append_eos)
-    return tokenizer.from_chat(list(messages), response, append_eos=append_eos)
+    return tokenizer.from_chat(
+        messages, response, append_eos=append_eos, template_kwargs=row.get("chat_template_kwargs")
+    )
 
 
 def _is_conversation(messages: Any) -> bool:

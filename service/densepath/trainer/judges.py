@@ -30,6 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from densepath.chat import text_of
 from densepath.trainer.types import Prompt
 
 Row = dict[str, Any]
@@ -79,7 +80,8 @@ def _messages(prompt: Prompt) -> list[Mapping[str, str]]:
 
 
 def _said(prompt: Prompt, role: str) -> list[str]:
-    return [message["content"] for message in _messages(prompt) if message["role"] == role]
+    said = [message for message in _messages(prompt) if message["role"] == role]
+    return [text_of(message.get("content") or "", "content") for message in said]
 
 
 def _lines(rows: Iterable[Row]) -> str:

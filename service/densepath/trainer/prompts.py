@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from densepath.errors import InvalidRequestError
+from densepath.score_files import without_nulls
 from densepath.trainer.types import Prompt
 
 
@@ -30,7 +31,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_prompts(path: Path, tokenizer: Any) -> list[Prompt]:
     """The prompts of a file: rows with `messages`, `prompt` or `prompt_token_ids`; `answer`, `id` optional.
 
-    Messages go through the chat template with a generation prompt and are tokenised without added tokens;
+    Messages, with their `chat_template_kwargs` where a row has any, go through the chat template with a
+    generation prompt as in the service's chat form, and are tokenised without added tokens;
     a text is tokenised as the tokenizer does by default. `tokenizer` is `densepath.sequences.Tokenizer`.
     """
     return [_prompt(row, f"{path} row {number}", tokenizer) for number, row in enumerate(read_rows(path), 1)]
@@ -54,8 +56,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    return rows
+    return [without_nulls(row) for row in parquet.read_table(path).to_pylist()]
 
 
 def _read_datasets(path: Path) -> list[dict[str, Any]]:
@@ -66,7 +67,7 @@ def _read_datasets(path: Path) -> list[dict[str, Any]]:
         raise ValueError(  # noqa: TRY004  (a wrong file, not a wrong call)
             "it holds several splits: name the directory of one"
         )
-    return [dict(row) for row in loaded]
+    return [without_nulls(dict(row)) for row in loaded]
 
 
 _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, "directory": _read_datasets}
@@ -79,7 +80,7 @@ def _prompt(row: Mapping[str, Any], where: str, tokenizer: Any) -> Prompt:
     value, messages = row[given[0]], None
     if given[0] == "messages":
         messages = tuple(value)
-        text = tokenizer.render(list(value))
+        text = _render(row, where, tokenizer)
         ids = tokenizer.encode(text, add_special_tokens=False)
     elif given[0] == "prompt":
         text, ids = value, tokenizer.encode(value)
@@ -95,6 +96,13 @@ def _prompt(row: Mapping[str, Any], where: str, tokenizer: Any) -> Prompt:
         id=None if name is None else str(name),
         messages=messages,
     )
+
+
+def _render(row: Mapping[str, Any], where: str, tokenizer: Any) -> str:
+    try:
+        return str(tokenizer.render(list(row["messages"]), row.get("chat_template_kwargs")))
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{where}: {error.message}") from error
 
 
 def step_indices(count: int, per_step: int, step: int, seed: int) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from densepath.checkpoint import fingerprint, read_checkpoint
+from densepath.alignment import AlignmentError, check_policy
+from densepath.checkpoint import read_checkpoint
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.sequences import Tokenizer
 from densepath.trainer.batch import Response
@@ -132,11 +133,12 @@ def _tokenizer(sft: Path, pair: dict[str, Any]) -> Tokenizer:
     checkpoint = read_checkpoint(sft, lambda file, message: problems.append(f"{file} {message}"))
     if problems or checkpoint.tokenizer is None:
         raise InvalidPairError(f"--sft is no checkpoint to start from: {'; '.join(problems)}")
-    if fingerprint(checkpoint.tokenizer.fields) != pair["tokenizer_fingerprint"]:
+    try:
+        check_policy(sft, pair)
+    except AlignmentError as error:
         raise InvalidPairError(
-            "--sft has another tokenizer than the pair that the service serves: start from the SFT "
-            "checkpoint of it, or serve the pair of this one"
-        )
+            f"--sft does not go with the pair that the service serves: {error}; or serve the pair of this one"
+        ) from error
     return Tokenizer(AutoTokenizer.from_pretrained(sft, trust_remote_code=False, local_files_only=True))
 
 

@@ -40,7 +40,8 @@ def _hidden_width(text_config: Any) -> int:
 class DensepathPair(nn.Module):
     """Wraps whichever `*ForCausalLM` class each checkpoint names; no architecture is spelled out.
 
-    The two may differ in depth, width and architecture; their vocabulary is the same (`pair.py` sees to it).
+    The two may differ in depth, width and architecture, and in the padded rows of their embeddings; their
+    tokenizer is the same (`pair.py` sees to it).
     """
 
     is_pooling_model = True

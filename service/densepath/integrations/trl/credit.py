@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from densepath.alignment import check_policy
 from densepath.client import Client, Score
 from densepath.errors import InvalidRequestError
 from densepath.integrations import IntegrationError
@@ -64,6 +65,7 @@ class DenseCredit:
     Raises:
         InvalidRequestError: a setting that would sum or misplace rewards; the message says what to set.
         IntegrationError: a release of TRL that this adapter does not know.
+        AlignmentError: the policy's tokenizer is not the pair's.
         DensepathError: the service cannot be reached.
     """
 
@@ -87,11 +89,13 @@ class DenseCredit:
         self._gamma, self._baseline = gamma, Baseline(baseline)
         self._url, self._api_key = url, api_key
         with Client(url, api_key=api_key) as client:
-            self._model_version = str(client.pair()["version"])
+            pair = client.pair()
+        self._model_version = str(pair["version"])
         self._sampled = Sampled([], [], [])
         super().__init__(model=model, reward_funcs=self.dense_reward, args=args, **options)  # type: ignore[call-arg]
         tool: Any = self  # what TRL's trainer has made of it
         check_processing_class(tool.processing_class)
+        check_policy(tool.processing_class, pair)
         if tool.reward_funcs != [self.dense_reward]:
             raise InvalidRequestError(
                 "an environment brings a reward of its own, which has no place beside one reward a token: "

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from densepath.client import AsyncClient
+from densepath.alignment import check_policy
+from densepath.client import AsyncClient, Client
 from densepath.errors import InvalidRequestError
 from densepath.integrations.trl.checks import check_columns, check_processing_class
 
@@ -18,10 +19,12 @@ class DenseReward:
     TRL hands a reward function the completion's token ids as they were sampled, but not the prompt's. Those
     are made here as TRL makes them: by the same call of the same tokenizer on the same prompt. So
     `processing_class` is the trainer's, and `chat_template_kwargs` that of its config. All calls ask for the
-    pair version that answered the first one.
+    pair version that is served when this is made.
 
     Raises:
         InvalidRequestError: a processor of images, which the service cannot score.
+        AlignmentError: the tokenizer is not the pair's.
+        DensepathError: the service cannot be reached.
     """
 
     __name__ = "dense_reward"  # TRL's metrics are `rewards/dense_reward/mean` and the like
@@ -38,7 +41,10 @@ class DenseReward:
         self._url, self._api_key = url, api_key
         self._tokenizer = processing_class
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._model_version: str | None = None
+        with Client(url, api_key=api_key) as client:
+            pair = client.pair()
+        check_policy(processing_class, pair)
+        self._model_version = str(pair["version"])
 
     async def __call__(
         self,
@@ -61,7 +67,6 @@ class DenseReward:
         # A client of its own for each call: nothing is left open when TRL's event loop ends.
         async with AsyncClient(self._url, api_key=self._api_key) as client:
             scores = await client.score(items, model_version=self._model_version)
-        self._model_version = scores.model_version
         return [cast(float, score.sum) for score in scores]  # a failed score has raised
 
     def prompt_ids(self, prompts: Sequence[Any]) -> list[list[int]]:

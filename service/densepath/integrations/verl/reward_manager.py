@@ -9,6 +9,7 @@ from torch import Tensor
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
+from densepath.alignment import check_policy
 from densepath.client import AsyncClient, Client
 from densepath.integrations.verl.settings import check
 
@@ -24,6 +25,7 @@ class DenseRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl carri
 
     Raises:
         InvalidRequestError: a setting that would sum or misplace rewards; the message says what to set.
+        AlignmentError: the policy's tokenizer is not the pair's.
         DensepathError: the service cannot be reached.
     """
 
@@ -38,7 +40,9 @@ class DenseRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl carri
         settings = check(config)
         super().__init__(config, tokenizer, compute_score)
         with Client(settings.url, api_key=settings.api_key) as client:
-            self._model_version = str(client.pair()["version"])
+            pair = client.pair()
+        check_policy(tokenizer, pair)
+        self._model_version = str(pair["version"])
         self.client = AsyncClient(settings.url, api_key=settings.api_key)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
