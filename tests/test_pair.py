@@ -23,6 +23,7 @@ from damage import (
     corrupt_header,
     edit,
     edit_tokenizer,
+    more_rows,
     remove,
     rename,
     set_values,
@@ -109,12 +110,12 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "truncated": (truncate, f"{WEIGHTS}: {DAMAGED}"),
     "corrupt header": (corrupt_header, f"{WEIGHTS}: {DAMAGED}"),
-    "empty file": (write(WEIGHTS, ""), f"{WEIGHTS}: {DAMAGED}"),
+    "empty file": (write(WEIGHTS, ""), f"{WEIGHTS}: is empty: write or download it again"),
     "no tensors": (
         change_tensors(lambda tensors: tensors.clear()),
         f"{WEIGHTS}: holds no tensors: it must hold the model's weights",
     ),
-    "index is not JSON": (several(shard, write(INDEX, "")), f"{INDEX}: {NO_JSON}"),
+    "index is not JSON": (several(shard, write(INDEX, "{,")), f"{INDEX}: {NO_JSON}"),
     "index without a map": (
         several(shard, write(INDEX, "{}")),
         f"{INDEX}: has no weight_map: it must give the file of each tensor",
@@ -175,7 +176,7 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
 #: What is done to the reference, and the problems that must be found between the two.
 PAIR_PROBLEMS: dict[str, tuple[Damage, list[str]]] = {
     "vocab_size": (
-        edit("config.json", vocab_size=384),
+        several(edit("config.json", vocab_size=384), change_tensors(more_rows)),
         ["config.json: vocab_size is 320 for the sft and 384 for the reference: both must have the same"],
     ),
     "vocabulary": (edit_tokenizer(swap_two_ids), [f"tokenizer.json: vocabulary: {NOT_SAME} tokenizer"]),
@@ -206,10 +207,6 @@ PAIR_PROBLEMS: dict[str, tuple[Damage, list[str]]] = {
     "EOS": (
         edit("tokenizer_config.json", eos_token="<|user|>"),
         [f"tokenizer.json: EOS token: {NOT_SAME} tokenizer"],
-    ),
-    "PAD": (
-        edit("tokenizer_config.json", pad_token=None),
-        [f"tokenizer.json: PAD token: {NOT_SAME} tokenizer"],
     ),
     "chat template": (
         write("chat_template.jinja", "{{ messages }}"),
@@ -260,7 +257,7 @@ def test_every_problem_is_in_the_error(dirs: tuple[Path, Path], tmp_path: Path) 
 
 def test_more_ids_than_rows(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path / "sft", vocab_size=256)
-    found = inspect_pair(directory, directory, cache_dir=tmp_path / "cache")
+    found = inspect_pair(directory, directory, allow_same=True, cache_dir=tmp_path / "cache")
     assert isinstance(found, list)
     message = (
         "tokenizer.json: has ids up to 299, and the embedding has 256 rows: "
@@ -348,7 +345,7 @@ def test_version_follows_content(name: str, side: int, dirs: tuple[Path, Path], 
 def test_version_follows_tokenizer_and_template(dirs: tuple[Path, Path], inspect: Inspect) -> None:
     pairs = [pair_of(inspect())]
     for change in (
-        edit("tokenizer_config.json", pad_token="<|end|>"),
+        edit("tokenizer_config.json", bos_token="<|system|>"),
         write("chat_template.jinja", "{{ 1 }}"),
     ):
         for directory in dirs:
