@@ -80,6 +80,12 @@ def spoil_all(tensors: dict[str, torch.Tensor]) -> None:
         tensor.view(-1)[-1] = float("inf")
 
 
+def more_rows(tensors: dict[str, torch.Tensor]) -> None:
+    """An embedding and a head with 64 rows more."""
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat((tensors[name], tensors[name][:64]))
+
+
 def shard(directory: Path) -> dict[str, str]:
     """The one weights file as two shards with an index. Returns the weight map."""
     tensors = load_file(directory / WEIGHTS)
@@ -115,3 +121,10 @@ def several(*damages: Damage) -> Damage:
 def swap_two_ids(tokenizer: dict[str, Any]) -> None:
     vocab = tokenizer["model"]["vocab"]
     vocab["Q"], vocab["Z"] = vocab["Z"], vocab["Q"]
+
+
+def put_into_another_shard(directory: Path) -> None:
+    """The first tensor of the first shard into the second too."""
+    name, tensor = next(iter(sorted(load_file(directory / "a.safetensors").items())))
+    tensors = load_file(directory / "b.safetensors")
+    save_file({**tensors, name: tensor}, directory / "b.safetensors", metadata={"format": "pt"})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from checkpoints import make_checkpoint
@@ -51,6 +52,44 @@ def test_check_says_each_problem_in_one_line(run: Run, dirs: tuple[Path, Path]) 
     lines = [line for line in err.splitlines() if line.startswith("not a pair: ")]
     assert any(line.startswith("not a pair: sft: ") for line in lines)
     assert any(line.startswith("not a pair: reference: config.json") for line in lines)
+
+
+SAME = "the sft and the reference hold the same weights, so every reward is 0"
+
+
+def test_the_same_checkpoint_twice_is_asked_for_explicitly(
+    run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt_token_ids": [7, 8], "response_token_ids": [9, 10]}) + "\n")
+    twice = ("--sft", pair_dirs[0], "--reference", pair_dirs[0])
+    score = ("score", source, "-o", output, "--engine", "transformers")
+    for words, refused in ((("check",), 1), (("serve",), 2), (score, 2)):
+        status, _, err = run(*words, *twice)
+        assert status == refused
+        assert f"{SAME}: name two checkpoints of a run, or add --allow-same" in err
+    status, _, err = run("check", *twice, "--allow-same")
+    assert (status, f"note: {SAME}." in err) == (0, True)
+    status, _, err = run(*score, *twice, "--allow-same")
+    assert (status, f"note: {SAME}." in err) == (0, True)
+    (result,) = map(json.loads, output.read_text().splitlines())
+    assert result["rewards"] == [0.0, 0.0]
+
+
+def test_two_dtypes_are_told_by_check_and_at_the_start(
+    run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sft = make_checkpoint(tmp_path / "sft", seed=1, dtype=torch.bfloat16)
+    words = ("--sft", sft, "--reference", pair_dirs[1])
+    note = "The sft is stored in bfloat16 and the reference in float32; the reference is rounded to bfloat16"
+    status, out, err = run("check", *words)
+    assert status == 0
+    assert "dtype           bfloat16; of the reference float32" in out
+    assert note in err
+    # Past the notes, this start is refused.
+    status, _, err = run("serve", *words, "--max-model-len", "5000")
+    assert status == 2
+    assert note in err
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])

@@ -109,12 +109,12 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "truncated": (truncate, f"{WEIGHTS}: {DAMAGED}"),
     "corrupt header": (corrupt_header, f"{WEIGHTS}: {DAMAGED}"),
-    "empty file": (write(WEIGHTS, ""), f"{WEIGHTS}: {DAMAGED}"),
+    "empty file": (write(WEIGHTS, ""), f"{WEIGHTS}: is empty: write or download it again"),
     "no tensors": (
         change_tensors(lambda tensors: tensors.clear()),
         f"{WEIGHTS}: holds no tensors: it must hold the model's weights",
     ),
-    "index is not JSON": (several(shard, write(INDEX, "")), f"{INDEX}: {NO_JSON}"),
+    "index is not JSON": (several(shard, write(INDEX, "{,")), f"{INDEX}: {NO_JSON}"),
     "index without a map": (
         several(shard, write(INDEX, "{}")),
         f"{INDEX}: has no weight_map: it must give the file of each tensor",
@@ -203,10 +203,6 @@ PAIR_PROBLEMS: dict[str, tuple[Damage, list[str]]] = {
         edit("tokenizer_config.json", eos_token="<|user|>"),
         [f"tokenizer.json: EOS token: {NOT_SAME} tokenizer"],
     ),
-    "PAD": (
-        edit("tokenizer_config.json", pad_token=None),
-        [f"tokenizer.json: PAD token: {NOT_SAME} tokenizer"],
-    ),
     "chat template": (
         write("chat_template.jinja", "{{ messages }}"),
         [f"tokenizer_config.json: chat template: {NOT_SAME}"],
@@ -266,7 +262,7 @@ def test_valid_ids_are_the_rows_that_both_have(rows: tuple[int, int], tmp_path: 
 
 def test_more_ids_than_rows(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path / "sft", vocab_size=256)
-    found = inspect_pair(directory, directory, cache_dir=tmp_path / "cache")
+    found = inspect_pair(directory, directory, allow_same=True, cache_dir=tmp_path / "cache")
     assert isinstance(found, list)
     message = (
         "tokenizer.json: has ids up to 299, and the embedding has 256 rows: "
@@ -354,7 +350,7 @@ def test_version_follows_content(name: str, side: int, dirs: tuple[Path, Path], 
 def test_version_follows_tokenizer_and_template(dirs: tuple[Path, Path], inspect: Inspect) -> None:
     pairs = [pair_of(inspect())]
     for change in (
-        edit("tokenizer_config.json", pad_token="<|end|>"),
+        edit("tokenizer_config.json", bos_token="<|system|>"),
         write("chat_template.jinja", "{{ 1 }}"),
     ):
         for directory in dirs:

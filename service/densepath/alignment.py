@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from densepath.checkpoint import Tokenizer, fingerprint, read_tokenizer
+from densepath.checkpoint import fingerprint
 from densepath.client import Client, Score
 from densepath.client.items import SpanItem, read_item
 from densepath.errors import InvalidItemError
-
-_PAD = "PAD token"
+from densepath.tokenizer_files import Tokenizer, read_tokenizer, without_pad
 
 
 class AlignmentError(ValueError):
@@ -70,7 +69,7 @@ def tokenizer_problems(tokenizer: Any, pair: Mapping[str, Any]) -> list[str]:
 
 def _id_problems(mine: Tokenizer, pair: Mapping[str, Any]) -> list[str]:
     problems = []
-    if not _same(mine.fields, pair["tokenizer_fingerprint"]):
+    if not _same(mine, pair["tokenizer_fingerprint"]):
         problems.append(
             "tokenizer: its vocabulary, merges or special tokens are not the pair's; load it from the "
             "directory of the served SFT checkpoint"
@@ -154,19 +153,9 @@ def _read_directory(directory: Path) -> Tokenizer:
     return read
 
 
-def _same(fields: Mapping[str, Any], expected: str) -> bool:
-    """Whether the fingerprint is the expected one, whichever special token either side pads with.
-
-    One that was added to pad with, behind all others, changes no id.
-    """
-    added = list(fields.get("added tokens") or ())
-    unpadded = [token for token in added if token["content"] != fields.get(_PAD)]
-    rest = {name: value for name, value in fields.items() if name != _PAD}
-    candidates = [fields]
-    for tokens in (added, unpadded):
-        base = rest | ({"added tokens": tokens} if "added tokens" in fields else {})
-        candidates += [base, *(base | {_PAD: token["content"]} for token in tokens if token["special"])]
-    return any(fingerprint(candidate) == expected for candidate in candidates)
+def _same(mine: Tokenizer, expected: str) -> bool:
+    """Whether the fingerprint is the expected one, with or without an added token that only pads."""
+    return expected in (fingerprint(mine.fields), fingerprint(without_pad(mine)))
 
 
 def _template_problem(mine: str | None, theirs: str | None) -> str:

@@ -4,61 +4,74 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from densepath.weights import Report, Tensors, read_json, read_weights
+from densepath.identity import Identities, identify_all
+from densepath.tensors import describe_dtypes, describe_tensors, expected_tensors, tied_twice
+from densepath.tokenizer_files import REMOTE_CODE, TOKENIZER, Tokenizer, as_ids, read_tokenizer
+from densepath.unreadable import unfinished
+from densepath.weights import INDEX, Report, Tensors, read_json, read_weights, same_values
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 #: Config fields that say who wrote the file, and change no score.
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "_from_model_config"})
 #: What configs call the longest sequence that the model takes.
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_REMOTE_CODE = "has an auto_map: remote code is never run, so the checkpoint must load without it"
+_QUANTISED = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json and generation_config.json say. `stable` is both, without what changes no score."""
+    """What config.json and generation_config.json say. `stable` is both, without what changes no score.
+
+    `loaded` is config.json as transformers reads it.
+    """
 
     architecture: str
     embedding_size: int  # rows
     context_length: int  # tokens
     eos_token_ids: frozenset[int]
     stable: Mapping[str, Any]
+    loaded: Any = field(repr=False)
 
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """What decides ids: `fields` by name, the chat template apart. `vocab_size` is the largest id + 1."""
-
-    fields: Mapping[str, Any]
-    chat_template: Any
-    vocab_size: int
-    eos_token_ids: frozenset[int]
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights are stored in another form than the architecture's own."""
+        return any(self.stable["config"].get(name) for name in _QUANTISED)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model directory; what could not be read is None or left out, and has been reported."""
+    """A model directory; what could not be read is None or left out, and has been reported.
+
+    `files` are its files as they were before anything of it was read. `notes` are whole sentences on what is
+    worth knowing and no fault.
+    """
 
     directory: Path
     config: Config | None
     tokenizer: Tokenizer | None
     weights: Mapping[str, Tensors]
+    files: Identities = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
     """Read everything of a checkpoint but its tensors, and report each thing that is wrong."""
-    if not directory.is_dir():
-        report("", "is not a directory: it must be a model directory in Hugging Face form")
+    try:
+        with os.scandir(directory):
+            pass
+    except OSError as error:
+        report("", _no_directory(error))
         return Checkpoint(directory, None, None, {})
+    files = identify_all(directory)
+    notes: list[str] = []
     config = _read_config(directory, report)
     tokenizer = read_tokenizer(directory, report) if config else None
     if config and tokenizer and tokenizer.vocab_size > config.embedding_size:
@@ -67,7 +80,46 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
             f"has ids up to {tokenizer.vocab_size - 1}, and the embedding has {config.embedding_size} rows: "
             "vocab_size must be larger than every id",
         )
-    return Checkpoint(directory, config, tokenizer, read_weights(directory, report))
+    weights = read_weights(directory, report)
+    if config and weights:
+        _check_tensors(directory, config, weights, report, notes)
+    return Checkpoint(directory, config, tokenizer, weights, files, tuple(notes))
+
+
+def _no_directory(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "may not be read by this user: give the directory read and search permission"
+    return "is not a directory: it must be a model directory in Hugging Face form"
+
+
+def _check_tensors(
+    directory: Path, config: Config, weights: Mapping[str, Tensors], report: Report, notes: list[str]
+) -> None:
+    """Report tensors that are missing, unknown, of another shape, or tied and yet different."""
+    if config.quantised:
+        notes.append("The weights are quantised, so their tensors were not compared with the architecture.")
+        return
+    expected = expected_tensors(config.loaded, config.architecture)
+    if expected is None:
+        notes.append(
+            f"transformers builds no {config.architecture} from config.json, so the tensors were not "
+            "compared with the architecture."
+        )
+        return
+    file = INDEX if len(weights) > 1 else next(iter(weights))
+    held = {name: tensor for tensors in weights.values() for name, tensor in tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in held.items()}
+    problems = describe_tensors(expected, shapes)
+    problems += describe_dtypes(expected, {name: tensor.dtype for name, tensor in held.items()})
+    for problem in problems:
+        report(file, problem)
+    for name, source in () if problems else tied_twice(expected, shapes):
+        if not same_values(directory, weights, name, source):
+            report(
+                file,
+                f"{name} is not {source}, and config.json ties them: set tie_word_embeddings to false, or "
+                f"take {name} out",
+            )
 
 
 def fingerprint(value: Any) -> str:
@@ -77,24 +129,25 @@ def fingerprint(value: Any) -> str:
 
 
 def _read_config(directory: Path, report: Report) -> Config | None:
-    if not (directory / CONFIG).is_file():
-        report(CONFIG, "is missing: a model directory must have one")
+    if not os.path.lexists(directory / CONFIG):
+        report(CONFIG, f"is missing{unfinished(directory)}: a model directory must have one")
         return None
     raw = read_json(directory / CONFIG, report)
     generation: dict[str, Any] | None = {}
-    if (directory / GENERATION_CONFIG).is_file():
+    if os.path.lexists(directory / GENERATION_CONFIG):
         generation = read_json(directory / GENERATION_CONFIG, report)
     if raw is None:
         return None
     architecture = _architecture(raw, report)
     if raw.get("auto_map"):
-        report(CONFIG, _REMOTE_CODE)
+        report(CONFIG, REMOTE_CODE)
         return None
     loaded = _load_config(directory, report)
     if architecture is None or loaded is None or generation is None:
         return None
-    rows = _size(loaded, "vocab_size")
-    limit = next(filter(None, (_size(loaded, name) for name in _LIMITS)), None)
+    text = loaded.get_text_config()
+    rows = _size(text, "vocab_size")
+    limit = next(filter(None, (_size(text, name) for name in _LIMITS)), None)
     if rows is None:
         report(CONFIG, "has no vocab_size: it must give the number of the embedding's rows")
     if limit is None:
@@ -105,8 +158,9 @@ def _read_config(directory: Path, report: Report) -> Config | None:
         architecture=architecture,
         embedding_size=rows,
         context_length=limit,
-        eos_token_ids=_ids(getattr(loaded, "eos_token_id", None)) | _ids(generation.get("eos_token_id")),
+        eos_token_ids=as_ids(getattr(text, "eos_token_id", None)) | as_ids(generation.get("eos_token_id")),
         stable={"config": _without_volatile(raw), "generation_config": _without_volatile(generation)},
+        loaded=loaded,
     )
 
 
@@ -126,7 +180,8 @@ def _load_config(directory: Path, report: Report) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        return config.get_text_config()
+        config.get_text_config()  # raises where there are two
+        return config
     except Exception:  # the library raises many kinds; their messages repeat the file and its path
         report(
             CONFIG,
@@ -135,60 +190,9 @@ def _load_config(directory: Path, report: Report) -> Any:
         return None
 
 
-def read_tokenizer(directory: Path, report: Report) -> Tokenizer | None:
-    """The tokenizer in a directory, or None with the reason reported."""
-    if (directory / TOKENIZER_CONFIG).is_file():
-        raw = read_json(directory / TOKENIZER_CONFIG, report)
-        if raw is None:
-            return None
-        if raw.get("auto_map"):
-            report(TOKENIZER_CONFIG, _REMOTE_CODE)
-            return None
-    if not (directory / TOKENIZER).is_file():
-        report(TOKENIZER, "is missing: the tokenizer must be saved in its fast form")
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        if tokenizer.is_fast:
-            return _identity(tokenizer)
-    except Exception:  # the library raises many kinds; their messages repeat the file and its path
-        report(TOKENIZER, "is refused by transformers: it must be a tokenizer as save_pretrained writes it")
-        return None
-    report(TOKENIZER_CONFIG, "names a tokenizer class without a fast form: it must have one")
-    return None
-
-
-def _identity(tokenizer: Any) -> Tokenizer:
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Each call sets truncation and padding anew: they are no part of the tokenizer.
-    for name in ("version", "truncation", "padding"):
-        backend.pop(name, None)
-    model = backend.pop("model")
-    special = tokenizer.special_tokens_map.items()
-    return Tokenizer(
-        fields={
-            "vocabulary": model.pop("vocab"),
-            "merges": model.pop("merges", None),
-            "model settings": model,
-            **{name.replace("_", " "): value for name, value in backend.items()},
-            **{f"{name.removesuffix('_token').upper()} token": str(value) for name, value in special},
-        },
-        chat_template=tokenizer.chat_template,
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
-        eos_token_ids=_ids(tokenizer.eos_token_id),
-    )
-
-
 def _size(config: Any, name: str) -> int | None:
     value = getattr(config, name, None)
     return value if isinstance(value, int) and value > 0 else None
-
-
-def _ids(value: Any) -> frozenset[int]:
-    ids = value if isinstance(value, list) else [value]
-    return frozenset(token for token in ids if isinstance(token, int) and not isinstance(token, bool))
 
 
 def _without_volatile(value: Any) -> Any:

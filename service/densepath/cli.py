@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import densepath
-from densepath.config import ENVIRONMENT, Engine, ServeSettings, Verify, takes
+from densepath.config import ALLOW_SAME, ENVIRONMENT, Engine, ServeSettings, Verify, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
 from densepath.score_files import ScoreFileError
 from densepath.trainer.errors import TrainerError
@@ -56,6 +56,7 @@ def serve(settings: ServeSettings) -> None:
 def check(
     sft: Annotated[Path, typer.Option(help="Directory of the SFT checkpoint.")],
     reference: Annotated[Path, typer.Option(help="Directory of the reference checkpoint.")],
+    allow_same: Annotated[bool, ALLOW_SAME] = False,
     engine: Annotated[
         bool,
         typer.Option(
@@ -73,7 +74,12 @@ def check(
     from densepath.launch import check_pair
 
     settings = ServeSettings(
-        sft=sft, reference=reference, dtype=dtype, max_model_len=max_model_len, verify=Verify.ALWAYS
+        sft=sft,
+        reference=reference,
+        allow_same=allow_same,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        verify=Verify.ALWAYS,
     )
     if not check_pair(settings, say, with_engine=engine):
         raise typer.Exit(1)
@@ -94,6 +100,7 @@ def score(
         Path | None, typer.Option(help="Without a service: the reference checkpoint.")
     ] = None,
     engine: Annotated[Engine, typer.Option(help="Without a service: the engine.")] = Engine.VLLM,
+    allow_same: Annotated[bool, ALLOW_SAME] = False,
     include: Annotated[
         list[str] | None, typer.Option(help="More for each item: logprobs, returns, tokens. May be repeated.")
     ] = None,
@@ -109,7 +116,16 @@ def score(
     from densepath.offline import Job, score_offline
 
     job = Job(source, output, tuple(include or ()), gamma, show)
-    counts = score_offline(job, say, url=url, api_key=api_key, sft=sft, reference=reference, engine=engine)
+    counts = score_offline(
+        job,
+        say,
+        url=url,
+        api_key=api_key,
+        sft=sft,
+        reference=reference,
+        engine=engine,
+        allow_same=allow_same,
+    )
     say.print(f"{counts.scored} scored, {counts.failed} failed")
     if counts.failed:
         raise typer.Exit(1)

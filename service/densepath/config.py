@@ -64,6 +64,11 @@ CONFIG_FILE = Annotated[
     typer.Option(help="TOML file with these options.", is_eager=True, callback=_read_file, dir_okay=False),
 ]
 
+#: Of every command that reads a pair.
+ALLOW_SAME = typer.Option(
+    "--allow-same", help="Take a pair whose two checkpoints are the same: every reward is 0."
+)
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -83,6 +88,7 @@ class ServeSettings:
             max=1.0,
         ),
     ] = 0.5
+    allow_same: Annotated[bool, ALLOW_SAME] = False
     demo: Annotated[bool, typer.Option("--demo", help="Build the small demo pair once, then serve it.")] = (
         False
     )

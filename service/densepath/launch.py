@@ -71,10 +71,10 @@ def local_client(settings: ServeSettings, say: Console) -> Iterator[tuple[AsyncC
     with asyncio.Runner() as runner:
         service = build_service(settings, say)
         say.print(f"loading the pair into the {settings.engine.value} engine")
-        runner.run(service.start())
         app = create_app(service, engine=settings.engine.value)
         client = AsyncClient("http://densepath", transport=httpx.ASGITransport(app))
         try:
+            runner.run(service.start())
             yield client, runner
         finally:
             runner.run(client.aclose())
@@ -86,7 +86,7 @@ def build_service(settings: ServeSettings, say: Console) -> Service:
     from densepath.api.service import ApiKeys, Limits, Service
     from densepath.sequences import Tokenizer
 
-    pair = read_pair(*directories(settings, say), say)
+    pair = read_pair(*directories(settings, say), say, allow_same=settings.allow_same)
     scorer, start = build_engine(pair, settings, say)
     return Service(
         pair=pair,
@@ -126,21 +126,26 @@ def directories(settings: ServeSettings, say: Console) -> tuple[Path, Path]:
     raise InvalidRequestError("give both --sft and --reference, or --pair RUN alone, or --demo alone")
 
 
-def read_pair(sft: Path, reference: Path, say: Console) -> Pair:
-    """Check a pair, with a bar while weights are read."""
+def read_pair(sft: Path, reference: Path, say: Console, *, allow_same: bool = False) -> Pair:
+    """Check a pair, with a bar while weights are read; what is worth knowing of it is printed."""
     with _bytes_bar(say) as bar:
-        return load_pair(sft, reference, progress=_watch(bar))
+        pair = load_pair(sft, reference, allow_same=allow_same, progress=_watch(bar))
+    _show_notes(pair, say)
+    return pair
 
 
 def check_pair(settings: ServeSettings, say: Console, *, with_engine: bool) -> bool:
     """Print what `densepath check` found; True for a pair, that the engine computes as transformers does."""
     with _bytes_bar(say) as bar:
-        found = inspect_pair(*directories(settings, say), progress=_watch(bar))
+        found = inspect_pair(
+            *directories(settings, say), allow_same=settings.allow_same, progress=_watch(bar)
+        )
     if not isinstance(found, Pair):
         for problem in found:
             say.print(f"not a pair: {problem}", markup=False, soft_wrap=True)
         return False
     _print_pair(found)
+    _show_notes(found, say)
     if not with_engine:
         return _show_trial(found, settings, say)
     _print_verdict(asyncio.run(_verify_once(found, settings, say)))
@@ -171,7 +176,7 @@ def _print_verdict(verdict: Verdict) -> None:
 def _print_pair(found: Pair) -> None:
     print(f"version         {found.version}")
     print(f"architectures   {found.architectures[0]}, {found.architectures[1]}")
-    print(f"dtype           {found.dtype}")
+    print(f"dtype           {found.dtype}; of the reference {found.reference_dtype}")
     print(f"vocabulary      {found.vocab_size} ids, {found.embedding_size} rows")
     print(f"context length  {found.context_length} tokens")
     print(f"EOS ids         {', '.join(map(str, sorted(found.eos_token_ids)))}")
@@ -192,6 +197,11 @@ def _show_trial(pair: Pair, settings: ServeSettings, say: Console) -> bool:
         return False
     print("engine          runs this pair")
     return True
+
+
+def _show_notes(pair: Pair, say: Console) -> None:
+    for note in pair.notes:
+        say.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def load_tokenizer(pair: Pair) -> Any:

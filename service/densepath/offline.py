@@ -47,6 +47,7 @@ def score_offline(
     sft: Path | None,
     reference: Path | None,
     engine: Engine,
+    allow_same: bool = False,
 ) -> Counts:
     """Score the job's file. Raises InvalidRequestError where it is not clear by what, or for what."""
     if job.output is None and not job.show:
@@ -56,7 +57,8 @@ def score_offline(
     if url is not None and sft is None and reference is None:
         scorer = _by_service(job, url, api_key)
     elif url is None and sft is not None and reference is not None:
-        scorer = _by_pair(job, ServeSettings(sft=sft, reference=reference, engine=engine), say)
+        settings = ServeSettings(sft=sft, reference=reference, engine=engine, allow_same=allow_same)
+        scorer = _by_pair(job, settings, say)
     else:
         raise InvalidRequestError("give --url of a service, or both --sft and --reference")
     with scorer as (score_chunk, version), tempfile.TemporaryDirectory() as scratch, _bar(say) as bar:

@@ -1,7 +1,7 @@
 """The safetensors files of one checkpoint: which they are, whether they are whole and finite, their digest.
 
 A file is read once, in chunks, for both its SHA-256 and its non-finite values. The outcome is kept in a
-cache directory beside the file's path, size and modification time: weights are not read at every start.
+cache directory beside the file's identity (`densepath.identity`): weights are not read at every start.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from densepath.identity import Identity, identify
+from densepath.tensor_names import some
+from densepath.unreadable import unfinished, why_unreadable
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CHUNK = 1 << 18  # bytes: a multiple of every item size, and small enough to stay in the processor's cache
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 #: safetensors dtype → (unsigned type of that width, mask, value): an element is NaN or infinite exactly where
 #: `bits & mask == value`. The types that are not here cannot hold one.
@@ -45,11 +50,12 @@ Report = Callable[[str, str], None]
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies: its safetensors dtype, and its bytes `[begin, end)` after the header."""
+    """A tensor's safetensors dtype, its bytes `[begin, end)` after the header, and its shape."""
 
     dtype: str
     begin: int
     end: int
+    shape: tuple[int, ...]
 
 
 #: Tensors by name, in the order in which they lie in the file.
@@ -66,6 +72,9 @@ class Scan:
 
 def read_json(path: Path, report: Report) -> dict[str, Any] | None:
     """The JSON object in `path`; None, reported, where it holds something else."""
+    if reason := why_unreadable(path):
+        report(path.name, reason)
+        return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -78,8 +87,11 @@ def read_json(path: Path, report: Report) -> dict[str, Any] | None:
 
 
 def read_weights(directory: Path, report: Report) -> dict[str, Tensors]:
-    """File name → its tensors, for the files that hold the weights: one file, or the shards of an index."""
-    if (directory / INDEX).is_file():
+    """File name → its tensors, for the files that hold the weights: one file, or the shards of an index.
+
+    Empty, with the reason reported, where they are not whole.
+    """
+    if os.path.lexists(directory / INDEX):
         return _read_shards(directory, report)
     found = sorted(path.name for path in directory.glob("*.safetensors"))
     if found == [WEIGHTS]:
@@ -88,12 +100,11 @@ def read_weights(directory: Path, report: Report) -> dict[str, Tensors]:
     if WEIGHTS in found:
         others = ", ".join(name for name in found if name != WEIGHTS)
         report(WEIGHTS, f"is not the only safetensors file ({others}): keep one, or name shards in {INDEX}")
-    elif found:
-        report(WEIGHTS, f"is missing: weights must be in {WEIGHTS}, or in shards that {INDEX} names")
-    elif any(next(directory.glob(pattern), None) for pattern in _PICKLES):
+    elif not found and any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         report(WEIGHTS, "is missing, and the weights are pickled: convert them, only safetensors is loaded")
     else:
-        report(WEIGHTS, f"is missing: weights must be in {WEIGHTS}, or in shards that {INDEX} names")
+        where = f"weights must be in {WEIGHTS}, or in shards that {INDEX} names"
+        report(WEIGHTS, f"is missing{unfinished(directory)}: {where}")
     return {}
 
 
@@ -112,20 +123,30 @@ def _read_shards(directory: Path, report: Report) -> dict[str, Tensors]:
     shards = sorted(set(weight_map.values()))
     if WEIGHTS not in shards and (directory / WEIGHTS).exists():
         report(WEIGHTS, f"lies beside {INDEX}, which does not name it: keep one or the other")
+        shards = []
     files: dict[str, Tensors] = {}
+    seen: set[str] = set()
     for shard in shards:
-        if not (directory / shard).is_file():
-            report(INDEX, f"names {shard}, which is missing: every shard must be there")
+        if not os.path.lexists(directory / shard):
+            late = unfinished(directory)
+            report(INDEX, f"names {shard}, which is missing{late}: every shard must be there")
         elif (tensors := _read_tensors(directory / shard, report)) is not None:
-            files[shard] = tensors
             lost = [name for name, of in weight_map.items() if of == shard and name not in tensors]
             if lost:
-                report(INDEX, f"names {_some(lost)} in {shard}, which has no such tensor")
-    return files
+                report(INDEX, f"names {some(lost)} in {shard}, which has no such tensor")
+            elif twice := sorted(name for name in tensors if name in seen):
+                report(shard, f"holds {some(twice)}, which another shard holds too: keep one of each")
+            else:
+                files[shard] = tensors
+            seen |= tensors.keys()
+    return files if len(files) == len(shards) else {}
 
 
 def _read_tensors(path: Path, report: Report) -> Tensors | None:
     """A safetensors file's header; the library checks that its offsets fill the file exactly."""
+    if reason := why_unreadable(path):
+        report(path.name, reason)
+        return None
     try:
         with safe_open(path, framework="numpy"):
             pass
@@ -138,19 +159,18 @@ def _read_tensors(path: Path, report: Report) -> Tensors | None:
     if not header:
         report(path.name, "holds no tensors: it must hold the model's weights")
         return None
-    tensors = {name: Tensor(entry["dtype"], *entry["data_offsets"]) for name, entry in header.items()}
+    tensors = {
+        name: Tensor(entry["dtype"], begin, end, tuple(entry["shape"]))
+        for name, entry in header.items()
+        for begin, end in [entry["data_offsets"]]
+    }
     return dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
 
 
 def describe_non_finite(scan: Scan) -> str:
     """Which tensors hold non-finite values, in one line."""
     counts = [f"{name} ({count})" for name, count in scan.non_finite]
-    return f"has NaN or infinite values in {_some(counts)}: weights must be finite"
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+    return f"has NaN or infinite values in {some(counts)}: weights must be finite"
 
 
 def scan_file(path: Path, tensors: Tensors, on_bytes: Callable[[int], None]) -> Scan:
@@ -181,6 +201,22 @@ def scan_file(path: Path, tensors: Tensors, on_bytes: Callable[[int], None]) -> 
     return Scan(digest.hexdigest(), tuple(non_finite))
 
 
+def same_values(directory: Path, weights: Mapping[str, Tensors], one: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint hold the same bytes in the same dtype."""
+    chunks = [_chunks(directory, weights, name) for name in (one, other)]
+    return all(a == b for a, b in zip_longest(*chunks))
+
+
+def _chunks(directory: Path, weights: Mapping[str, Tensors], name: str) -> Iterator[tuple[str, bytes]]:
+    shard, tensor = next((shard, tensors[name]) for shard, tensors in weights.items() if name in tensors)
+    with (directory / shard).open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little") + tensor.begin)
+        left = tensor.end - tensor.begin
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            left -= len(chunk)
+            yield tensor.dtype, chunk
+
+
 def count_non_finite(data: memoryview, dtype: str) -> int:
     """How many of the elements in `data` are NaN or infinite; `dtype` is their safetensors type."""
     if dtype not in _NON_FINITE:
@@ -196,22 +232,21 @@ def default_cache_dir(name: str = "weights") -> Path:
 
 
 def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callable[[int], None]) -> Scan:
-    """`scan_file`, or what it found before where the file has the path, size and time that it had then."""
-    real = path.resolve()
-    key = _cache_key(real)
-    entry = cache_dir / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    """`scan_file`, or what it found before where the file has the identity that it had then."""
+    identity = identify(path)
+    key = _cache_key(identity)
+    entry = cache_dir / f"{hashlib.sha256(os.fsencode(identity.path)).hexdigest()[:32]}.json"
     if (scan := _read_entry(entry, key)) is not None:
-        on_bytes(key["size"])
+        on_bytes(identity.size)
         return scan
-    scan = scan_file(real, tensors, on_bytes)
-    if _cache_key(real) == key:  # else the file changed while it was read
+    scan = scan_file(Path(identity.path), tensors, on_bytes)
+    if identify(path) == identity:  # else the file changed while it was read
         write_entry(entry, {**key, "digest": scan.digest, "non_finite": scan.non_finite})
     return scan
 
 
-def _cache_key(real: Path) -> dict[str, Any]:
-    stat = real.stat()
-    return {"format": _CACHE_FORMAT, "path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+def _cache_key(identity: Identity) -> dict[str, Any]:
+    return {"format": _CACHE_FORMAT, **identity._asdict()}
 
 
 def _read_entry(entry: Path, key: Mapping[str, Any]) -> Scan | None:

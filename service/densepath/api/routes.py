@@ -83,7 +83,7 @@ def about(service: Service, engine: str) -> APIRouter:
         return PairAnswer(
             model=service.model_name,
             version=pair.version,
-            sources=PairSources(sft=pair.sft.name, reference=pair.reference.name),
+            sources=PairSources(sft=pair.sources[0], reference=pair.sources[1]),
             dtype=service.scorer.dtype,
             verified=VerifiedAnswer.model_validate(asdict(service.verdict)),
             vocab_size=pair.embedding_size,

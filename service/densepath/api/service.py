@@ -107,9 +107,11 @@ class Service:
     async def start(self) -> None:
         """Load the pair and verify the engine; ready from then on.
 
-        Raises InvalidPairError where the engine's numbers are not those of transformers.
+        Raises InvalidPairError where the engine's numbers are not those of transformers, or where a
+        file of the pair was changed since its check.
         """
         self.verdict = await self.start_engine(self.scorer)
+        await asyncio.to_thread(self.pair.ensure_unchanged)
         self.metrics.show_verdict(self.model_name, self.pair.version, self.verdict)
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY

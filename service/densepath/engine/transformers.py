@@ -73,8 +73,8 @@ class TransformersScorer:
         self._one_at_a_time = asyncio.Lock()
 
     def load(self) -> None:
-        """Load both models."""
-        self._models = tuple(load_model(directory) for directory in self._directories)
+        """Load both models, into memory of their own: a file that is rewritten later changes no number."""
+        self._models = tuple(load_model(directory, disable_mmap=True) for directory in self._directories)
 
     def score_now(self, sequence: Sequence, view: View | None = None) -> Scored:
         """Score one sequence in this thread."""

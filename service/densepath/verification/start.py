@@ -67,6 +67,7 @@ class Verifier:
             return known
         verdict = await self._verify(scorer)
         if verdict.verified:
+            await asyncio.to_thread(self.pair.ensure_unchanged)  # it is remembered for the pair's version
             remember(folder, key, verdict)
         return verdict
 

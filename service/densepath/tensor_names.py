@@ -1,0 +1,135 @@
+"""What the names of tensors tell: which wrapper they were saved from, and what else was saved with them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+#: A tensor's name → its shape.
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: Parts that wrappers put into names, anywhere in them, and where they come from.
+_WRAPPERS = {
+    "_orig_mod.": "was saved from a compiled model",
+    "_fsdp_wrapped_module.": "was saved from a model that FSDP wraps",
+    "_checkpoint_wrapped_module.": "was saved from a model with wrapped activation checkpointing",
+    "module.": "was saved from a wrapped model (DDP or DeepSpeed)",
+}
+_ADAPTER = re.compile(
+    r"(^|\.)(lora_[A-Za-z_]+|base_layer|modules_to_save|original_module|ia3_l|trainable_tokens_\w+)(\.|$)"
+)
+_HEAD = re.compile(
+    r"(^|\.)(v_head|value_head|score|classifier|reward_head|qa_outputs|regression_head|summary)(\.|$)"
+)
+_QUANTISED = re.compile(
+    r"(qweight|qzeros|scales|g_idx|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map|"
+    r"bitsandbytes__\w+)$"
+)
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A part of names that is too much or, with `lacks`, missing at their begin."""
+
+    part: str
+    lacks: bool
+    message: str
+
+
+def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
+    """The wrapper, or the lost prefix, that explains most of the names that are not known."""
+    strange = [name for name in shapes if name not in known]
+    for part, cause in _WRAPPERS.items():
+        wrapped = [name for name in strange if _without(name, part) != name]
+        if any(_without(name, part) in known for name in wrapped):
+            message = (
+                f"{len(wrapped)} names hold `{part}` ({some(wrapped)}): the checkpoint {cause}; "
+                f"strip `{part}` from every name"
+            )
+            return Prefix(part, False, message)
+    plain = [name for name in strange if not _ADAPTER.search(name)]
+    heads = {name.partition(".")[2]: name.partition(".")[0] + "." for name in known if name.count(".") > 1}
+    lost: Counter[str] = Counter(
+        heads[name] for name in plain if name in heads and heads[name] + name not in shapes
+    )
+    if head := _of_most(lost, plain):
+        bare = [name for name in plain if head + name in known]
+        message = (
+            f"{len(bare)} names lack `{head}` ({some(bare)}): the checkpoint was saved from the model "
+            f"without its head; put `{head}` before them, or save the model with its head"
+        )
+        return Prefix(head, True, message)
+    added = Counter(
+        name.removesuffix(end) for name in plain for end in _ends(name) if end in known and end not in shapes
+    )
+    if around := _of_most(added, plain):
+        wrapped = [name for name in strange if name.startswith(around)]
+        message = (
+            f"{len(wrapped)} names begin with `{around}` ({some(wrapped)}): the checkpoint was saved from a "
+            f"model around this one; strip `{around}` from every name"
+        )
+        return Prefix(around, False, message)
+    return None
+
+
+def rename(shapes: Shapes, prefix: Prefix, known: Shapes) -> Shapes:
+    """The same tensors under the names that the remedy gives them."""
+    if prefix.lacks:
+        return {prefix.part + name if prefix.part + name in known else name: s for name, s in shapes.items()}
+    return {name if name in known else _without(name, prefix.part): s for name, s in shapes.items()}
+
+
+def cause_of_missing(missing: list[str], unknown: list[str], config: Any) -> str:
+    """The likely reason and the remedy, for tensors that are not there."""
+    if unknown and any(map(_ADAPTER.search, unknown)):
+        return "an adapter stands in their place; merge it into the model and save it again"
+    if all(name.endswith(("lm_head.weight", "embed_out.weight")) for name in missing):
+        return (
+            "config.json does not tie it to the embedding; set tie_word_embeddings to true if it was trained "
+            "so, or save the head too"
+        )
+    layers = {int(match[1]) for name in missing if (match := _LAYER.search(name))}
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if layers and isinstance(count, int) and len(layers) < count and layers == set(range(min(layers), count)):
+        whole = len(missing) // len(layers)
+        if whole > 3:
+            return f"config.json gives {count} layers (num_hidden_layers); are the last ones in another file?"
+    return "they were lost when the checkpoint was saved, converted or merged; save it again, whole"
+
+
+def cause_of_unknown(unknown: list[str], known: Iterable[str]) -> str:
+    """The likely reason and the remedy, for tensors that no part of the model takes."""
+    if any(map(_ADAPTER.search, unknown)):
+        return "an adapter was left in; merge it into the model and save it again"
+    if any(map(_HEAD.search, unknown)):
+        return "the head of a value or reward model was saved with it; save the language model alone"
+    if any(map(_QUANTISED.search, unknown)):
+        return "the weights are quantised and config.json has no quantization_config; save both together"
+    shared = {_LAYER.sub(".N.", name) for name in known}
+    if all(_LAYER.sub(".N.", name) in shared for name in unknown):
+        return "config.json gives fewer layers or experts; take it and the weights from the same checkpoint"
+    return "is config.json of another model? Save the language model alone, and both together"
+
+
+def some(names: list[str], shown: int = 3) -> str:
+    """The first few of a list, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _without(name: str, part: str) -> str:
+    return re.sub(rf"(^|(?<=\.)){re.escape(part)}", "", name)
+
+
+def _of_most(parts: Counter[str], names: list[str]) -> str | None:
+    """The part that explains more than half of the names."""
+    return next((part for part, count in parts.most_common(1) if 2 * count > len(names)), None)
+
+
+def _ends(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(1, len(parts))]
