@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from densepath.engine.scorer import Scored, View
+from densepath.errors import EngineUnavailableError
 from densepath.sequences import Sequence
 
 
@@ -35,9 +36,9 @@ class InProcessScorer:
         waiting, self._waiting = self._waiting, []
         try:
             scores = self._engine.score([sequence for sequence, _, _ in waiting], cold=waiting[0][1])
-        except Exception as error:
+        except Exception as error:  # in the service, the engine's process ends with it
             for _, _, future in waiting:
-                future.set_exception(error)
+                future.set_exception(EngineUnavailableError(f"the engine is not running: {error}"))
             return
         for (_, _, future), scored in zip(waiting, scores, strict=True):
             future.set_result(scored)

@@ -12,13 +12,18 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import make_checkpoint
 from densepath.config import Verify
+from densepath.engine.vllm import layers
 from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.longrope import ShortSequences
 from densepath.errors import InvalidPairError
 from densepath.pair import Pair, load_pair
+from densepath.sequences import Sequence
 from densepath.verification.start import Verifier
 from densepath.verification.verdict import Verdict
 
 from .in_process import InProcessScorer
+from .other_checkpoints import make_other
+from .test_longrope import make_phi3
 
 pytestmark = pytest.mark.engine
 
@@ -108,35 +113,33 @@ async def test_the_reference_writes_over_the_sft_s_output(
         await verified(pair)
 
 
-async def test_longrope_by_the_context_instead_of_the_sequence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where nothing chooses the short factors, every sequence within the original context is wrong."""
-    short, long = [1 + 0.02 * i for i in range(16)], [1 + 0.3 * i for i in range(16)]
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "original_max_position_embeddings": 256,
-        "short_factor": short,
-        "long_factor": long,
-    }
-    dirs = tuple(
-        make_checkpoint(
-            tmp_path / name, "phi3", seed=seed, rope_parameters=rope, original_max_position_embeddings=256
-        )
-        for seed, name in enumerate(("sft", "reference"))
-    )
+async def test_longrope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right by the length of each sequence; where the context's length decides, it is refused."""
+    dirs = tuple(make_phi3(tmp_path / name, seed) for seed, name in enumerate(("sft", "reference")))
     pair = load_pair(*dirs, cache_dir=tmp_path)
+    verdict = await verified(pair)
+    assert verdict.sft is not None
+    assert verdict.sft.largest < 2e-5
+
+    def raw_ids(_: Any, sequence: Sequence) -> list[int]:
+        return sequence.token_ids_L.tolist()
+
+    monkeypatch.setattr(ShortSequences, "prompt_ids", raw_ids)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
     with pytest.raises(InvalidPairError, match="compute the sft as transformers"):
         await verified(pair)
 
 
-async def test_a_head_size_that_ends_the_engine_at_its_first_request(tmp_path: Path) -> None:
+async def test_a_head_size_that_ends_the_engine_at_its_first_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dirs = tuple(
-        make_checkpoint(tmp_path / name, seed=seed, num_attention_heads=4)
+        make_other(tmp_path / name, "llama", seed=seed, num_attention_heads=4)
         for seed, name in enumerate(("sft", "reference"))
     )
-    with pytest.raises(Exception, match="head"):
+    # Which would say so before anything is loaded.
+    monkeypatch.setattr(layers, "check_layers", lambda *_: None)
+    with pytest.raises(InvalidPairError, match=r"cannot score a short sequence.*head_dim=16"):
         await verified(load_pair(*dirs, cache_dir=tmp_path))
 
 

@@ -105,9 +105,9 @@ class Verifier:
         )
         return choose_probes(
             (sft, reference),
-            vocab_size=self.pair.vocab_size,
+            vocab_size=self.pair.embedding_size,
             context_length=self.arguments["max_model_len"],
-            tokens_per_step=self.arguments.get("max_num_batched_tokens") or 2048,
+            tokens_per_step=self.arguments["max_num_batched_tokens"],
         )
 
     async def _ask(self, probes: Probes, dtype: str) -> OracleAnswer | str:
