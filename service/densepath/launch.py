@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from rich.console import Console
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from densepath.demo.task import Example
     from densepath.verification.start import Start
     from densepath.verification.verdict import Difference, Verdict
+
+T = TypeVar("T")
 
 
 def serve_pair(settings: ServeSettings, say: Console) -> None:
@@ -188,7 +190,7 @@ def _show_trial(pair: Pair, settings: ServeSettings, say: Console) -> bool:
     from densepath.engine.vllm.trial import try_pair
 
     try:
-        reason = try_pair(_vllm_arguments(pair, settings))
+        reason = _for_vllm(try_pair, pair, settings)
     except LookupError as unknown:
         print(f"engine          not tried: {unknown}")
         return True
@@ -225,11 +227,12 @@ def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Sco
 
         scorer = TransformersScorer(pair.sft, pair.reference, context_length=context_length)
         return scorer, start_unverified("this engine is transformers, which others are held against")
+    from densepath.engine.vllm.arguments import engine_arguments
     from densepath.engine.vllm.device import device_name
     from densepath.engine.vllm.engine import VllmScorer
     from densepath.engine.vllm.environment import cpu_build
 
-    arguments = _vllm_arguments(pair, settings)
+    arguments = _for_vllm(engine_arguments, pair, settings)
     if settings.verify is Verify.OFF:
         return VllmScorer(arguments), start_unverified("--verify is off")
     return VllmScorer(arguments), Verifier(
@@ -252,8 +255,9 @@ def _context_length(pair: Pair, settings: ServeSettings) -> int:
     return context_length
 
 
-def _vllm_arguments(pair: Pair, settings: ServeSettings) -> dict[str, Any]:
-    from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+def _for_vllm(function: Callable[..., T], pair: Pair, settings: ServeSettings) -> T:
+    """Call a function that takes what `engine_arguments` takes."""
+    from densepath.engine.vllm.arguments import EngineOptions
 
     options = EngineOptions(
         dtype=settings.dtype,
@@ -264,7 +268,7 @@ def _vllm_arguments(pair: Pair, settings: ServeSettings) -> dict[str, Any]:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_num_seqs=settings.max_num_seqs,
     )
-    return engine_arguments(
+    return function(
         pair.sft,
         pair.reference,
         checkpoint_dtype=pair.dtype,

@@ -12,8 +12,8 @@ import pytest
 
 from checkpoints import make_checkpoint
 from damage import edit
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
-from densepath.engine.vllm.trial import try_pair
+from densepath.engine.vllm.arguments import EngineOptions
+from densepath.engine.vllm.trial import job_of, try_pair
 
 from .other_checkpoints import HYBRID, make_other
 from .test_longrope import make_phi3
@@ -66,10 +66,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
 }
 
 
-def arguments_of(sft: Path, reference: Path, dtype: str = "float32") -> dict[str, Any]:
-    return engine_arguments(
-        sft, reference, checkpoint_dtype=dtype, context_length=512, options=EngineOptions()
-    )
+def job(sft: Path, reference: Path, dtype: str = "float32") -> str:
+    return job_of(sft, reference, dtype, 512, EngineOptions())
 
 
 #: vLLM is imported once: each pair is tried in a fork.
@@ -89,13 +87,12 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def try_all(pairs: list[dict[str, Any]]) -> list[dict[str, str | None]]:
-    lines = "\n".join(map(json.dumps, pairs))
+def try_all(jobs: list[str]) -> list[dict[str, str | None]]:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], input=lines, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT], input="\n".join(jobs), capture_output=True, text=True, check=True
     )
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"reason"')]
-    assert len(answers) == len(pairs), done.stderr[-3000:]
+    assert len(answers) == len(jobs), done.stderr[-3000:]
     return answers
 
 
@@ -106,16 +103,16 @@ def test_what_cannot_start_is_refused_with_its_reason(tmp_path: Path, pair_dirs:
             make_other(tmp_path / name / side, model_type, seed=seed, **fields)
             for seed, side in enumerate(("sft", "reference"))
         )
-        pairs.append(arguments_of(sft, reference, dtype))
+        pairs.append(job(sft, reference, dtype))
         says.append(reason)
     narrow = Path(tmp_path / "narrow heads" / "reference")
-    pairs.append(arguments_of(pair_dirs[0], narrow))
+    pairs.append(job(pair_dirs[0], narrow))
     says.append("the reference's attention heads have 16 dimensions")
     quantised = make_checkpoint(tmp_path / "quantised", seed=1)
     edit("config.json", quantization_config={"quant_method": "unheard_of"})(quantised)
-    pairs.append(arguments_of(quantised, pair_dirs[1]))
+    pairs.append(job(quantised, pair_dirs[1]))
     says.append("nknown quantization method")
-    pairs.append(arguments_of(pair_dirs[0], quantised))
+    pairs.append(job(pair_dirs[0], quantised))
     says.append("quantization_config in config.json is not the same for the sft and the reference")
     answers = try_all(pairs)
     for answer, reason in zip(answers, says, strict=True):
@@ -131,15 +128,17 @@ def test_what_can_start_is_not_refused(tmp_path: Path, pair_dirs: tuple[Path, Pa
     moe = make_other(tmp_path / "moe", "qwen3_moe", head_dim=32, **MOE)
     sinks = make_other(tmp_path / "sinks", "gpt_oss", head_dim=32, num_local_experts=4, num_experts_per_tok=2)
     firsts = (*pair_dirs, longrope, gemma3, mistral, moe, sinks)
-    for answer in try_all([arguments_of(first, pair_dirs[1]) for first in firsts]):
+    for answer in try_all([job(first, pair_dirs[1]) for first in firsts]):
         assert answer == {"reason": None, "unknown": None}
 
 
 def test_in_a_process_of_its_own(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:
-    assert try_pair(arguments_of(*pair_dirs)) is None
+    assert (
+        try_pair(*pair_dirs, checkpoint_dtype="float32", context_length=512, options=EngineOptions()) is None
+    )
 
 
 def test_where_vllm_is_not_installed(pair_dirs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("densepath.engine.vllm.trial.find_spec", lambda name: None)
     with pytest.raises(LookupError, match="vLLM is not installed"):
-        try_pair(arguments_of(*pair_dirs))
+        try_pair(*pair_dirs, checkpoint_dtype="float32", context_length=512, options=EngineOptions())

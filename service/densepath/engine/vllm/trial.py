@@ -6,24 +6,30 @@ A child process does it, so that nothing of vLLM's stays; it takes no memory and
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
 
-def try_pair(arguments: dict[str, Any]) -> str | None:
-    """Why vLLM cannot run the pair of these arguments (`engine_arguments`), or None where it can.
+
+def try_pair(
+    sft: Path, reference: Path, *, checkpoint_dtype: str, context_length: int, options: EngineOptions
+) -> str | None:
+    """Why vLLM cannot run a pair, or None where it can; takes what `engine_arguments` takes.
 
     Raises LookupError, with the reason, where that cannot be said.
     """
     if find_spec("vllm") is None:
         raise LookupError("vLLM is not installed")
     command = [sys.executable, "-m", __name__]
-    done = subprocess.run(  # noqa: S603
-        command, input=json.dumps(arguments), capture_output=True, text=True, check=False
-    )
+    job = job_of(sft, reference, checkpoint_dtype, context_length, options)
+    done = subprocess.run(command, input=job, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0 or not done.stdout:
         raise LookupError(f"the trial ended with exit status {done.returncode}")
     found: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
@@ -32,19 +38,29 @@ def try_pair(arguments: dict[str, Any]) -> str | None:
     return found["reason"]
 
 
+def job_of(
+    sft: Path, reference: Path, checkpoint_dtype: str, context_length: int, options: EngineOptions
+) -> str:
+    """One line for the child: vLLM is imported there alone, also for what the arguments need of it."""
+    given = {"checkpoint_dtype": checkpoint_dtype, "context_length": context_length}
+    return json.dumps({"sft": str(sft), "reference": str(reference), "options": asdict(options), **given})
+
+
 def _main() -> None:
-    """In the child: arguments from standard input, the answer in the last line of standard output."""
+    """In the child: the job from standard input, the answer in the last line of standard output."""
     import densepath.engine.vllm.environment  # noqa: F401
     from densepath.engine.vllm.reasons import reason_of
 
-    arguments = json.load(sys.stdin)
+    job = json.load(sys.stdin)
+    directories = Path(job.pop("sft")), Path(job.pop("reference"))
+    options = EngineOptions(**job.pop("options"))
     answer: dict[str, str | None] = {"reason": None, "unknown": None}
     try:
-        _build(arguments)
+        _build(engine_arguments(*directories, options=options, **job))
     except Exception as error:
         words = reason_of(error)
         # Some layers compute with values as they are built, and there are none.
-        answer["unknown" if "meta" in words else "reason"] = words
+        answer["unknown" if re.search(r"\bmeta\b", words) else "reason"] = words
     print(json.dumps(answer), flush=True)
 
 
