@@ -1,12 +1,12 @@
 # The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo check test test-tools test-integrations bench docs build lock clean
+.PHONY: help setup serve demo check test test-tools test-integrations test-architectures bench docs build lock clean
 
 BIN := .venv/bin
 SCRIPTS := scripts/setup scripts/lock scripts/checkov scripts/integrations scripts/test-tools scripts/common.sh .ci/run
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 19
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 21
 
 setup: ## make .venv: the engine that fits this machine (CPU or CUDA), the tools, densepath
 	@scripts/setup
@@ -39,6 +39,9 @@ test-tools: ## install Chromium and Prometheus for the tests, by apt, where they
 test-integrations: setup ## run the tests of the training frameworks, in .venv-integrations
 	@scripts/integrations
 	.venv-integrations/bin/pytest --timeout 1200 tests/integrations_heavy
+
+test-architectures: setup ## hold every architecture against transformers; WRITE=1 records what came of them
+	ARCHITECTURES=$(if $(WRITE),write,all) $(BIN)/pytest tests/architectures
 
 bench: setup ## run every benchmark; each prints its ratio and its largest difference
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

