@@ -231,6 +231,7 @@ def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Sco
     from densepath.engine.vllm.device import device_name
     from densepath.engine.vllm.engine import VllmScorer
     from densepath.engine.vllm.environment import cpu_build
+    from densepath.engine.vllm.reasons import reasons
 
     arguments = _for_vllm(engine_arguments, pair, settings)
     if settings.verify is Verify.OFF:
@@ -242,6 +243,7 @@ def build_engine(pair: Pair, settings: ServeSettings, say: Console) -> tuple[Sco
         cuda=not cpu_build(),
         verify=settings.verify,
         say=lambda line: say.print(line, markup=False, soft_wrap=True),
+        reasons=reasons,
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from checkpoints import _draw, make_tokenizer
+from checkpoints import make_tokenizer, write_checkpoint
 
 BASE = {
     "hidden_size": 64,
@@ -39,8 +39,4 @@ def make_other(directory: Path, model_type: str, *, seed: int = 0, **fields: Any
     tokenizer = make_tokenizer()
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = AutoConfig.for_model(model_type, **(BASE | ids | fields))
-    model = AutoModelForCausalLM.from_config(config)
-    _draw(model, seed)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return write_checkpoint(directory, config, seed=seed)

@@ -17,7 +17,9 @@ import psutil
 import pydantic
 import pytest
 
-from checkpoints import make_checkpoint
+from architectures.specimen import make_config
+from architectures.zoo import ZOO
+from checkpoints import make_checkpoint, write_checkpoint
 from densepath.engine.vllm.reasons import FILE, reason_of
 from densepath.errors import EngineStartError
 from live import finish, free_port
@@ -49,13 +51,35 @@ def test_score_and_check_end_with_the_same_sentence(pair_dirs: tuple[Path, Path]
     assert f"the engine cannot run this pair: {reason}" in checked
 
 
+def test_a_wrong_engine_ends_with_one_sentence(tmp_path: Path) -> None:
+    """Cohere with a head of its own: vLLM takes the embedding for it."""
+    sft, reference = (make_other(tmp_path / name, "cohere", seed=n) for n, name in enumerate(("a", "b")))
+    error = ends(tmp_path, "serve", "--port", free_port(), "--sft", sft, "--reference", reference)
+    assert "the engine cannot" not in error
+    assert "the engine does not compute the sft as transformers does: log p is off by up to" in error
+
+
+def test_an_engine_that_ends_of_a_probe_says_why(tmp_path: Path) -> None:
+    """DeepSeek V2: the CPU has no kernel for its attention, and says so when it runs."""
+    deepseek = ZOO["DeepSeek V2"]
+    sft, reference = (
+        write_checkpoint(tmp_path / name, make_config(deepseek), seed=n) for n, name in enumerate(("a", "b"))
+    )
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"prompt_token_ids": [7, 8], "response_token_ids": [9]}) + "\n")
+    pair = ("--sft", sft, "--reference", reference)
+    error = ends(tmp_path, "score", source, "-o", tmp_path / "out.jsonl", *pair)
+    assert "the engine cannot run this pair: " in error
+    assert not error.endswith("the engine is not running")
+
+
 def ends(scratch: Path, *words: str | Path | int) -> str:
     """The one sentence on standard error, of a command that ends with exit status 1."""
     command = [sys.executable, "-m", "densepath", *map(str, words)]
     done = finish(command, env={"XDG_CACHE_HOME": str(scratch)}, within=240)
     assert done.returncode == 1, done.stderr
     assert no_trace(done.stdout + done.stderr)
-    (error,) = (line for line in done.stderr.splitlines() if "the engine cannot" in line)
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith(("error ", "the engine cannot")))
     return error
 
 

@@ -16,7 +16,7 @@ PROBES = (
     Probe("the second", from_response([1], [2])),
 )
 WANT = [np.linspace(-5, -1, 12, dtype=np.float32), np.array([-2.0], dtype=np.float32)]
-STRICT = Limit(FLOAT32_LIMIT, FLOAT32_LIMIT)
+STRICT = Limit(FLOAT32_LIMIT, (FLOAT32_LIMIT, FLOAT32_LIMIT))
 
 
 def got(first: float, second: float) -> dict[str, list[np.ndarray]]:
@@ -47,6 +47,18 @@ def test_16_bits_are_allowed_what_transformers_own_16_bits_are_off() -> None:
     with pytest.raises(InvalidPairError, match="the first"):  # every token is off, none by much
         judge("sft", got(0.8 * limit.largest, 0), WANT, PROBES, limit)
     assert derive_limit("float32", {"float32": WANT}) == STRICT
+
+
+def test_what_is_no_number_is_past_every_limit() -> None:
+    for broken in (got(float("nan"), 0), got(0, float("inf"))):
+        with pytest.raises(InvalidPairError):
+            judge("sft", broken, WANT, PROBES, STRICT)
+    nan = [np.full_like(each, np.nan) for each in WANT]
+    with pytest.raises(InvalidPairError):
+        judge("sft", got(0, 0), nan, PROBES, STRICT)
+    limit = derive_limit("bfloat16", {"float32": WANT, "bfloat16": nan})
+    with pytest.raises(InvalidPairError):
+        judge("sft", got(0, 0), WANT, PROBES, limit)
 
 
 def test_noise_is_the_largest_difference_between_rounds() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ from densepath.sequences import Sequence
 
 #: What configs call the longest distance over which a layer attends.
 WINDOWS = frozenset({"sliding_window", "sliding_window_size", "attention_chunk_size", "window_size"})
-#: What they call the length at which rotary embeddings change their frequencies.
-BORDERS = frozenset({"original_max_position_embeddings"})
+#: What they call a length beyond which positions are treated in another way.
+BORDERS = frozenset({"original_max_position_embeddings", "floor_scale"})
 #: A longer probe would cost more than it can show; it is left out, and the verdict says so.
 MAX_PROBE_TOKENS = 20_000
 #: Tokens that are scored after an edge, so that a fault beyond it shows in more than a token or two.
@@ -68,8 +68,9 @@ def choose_probes(
     for window in sorted(_values(configs, WINDOWS)):
         length = window + 1 + AFTER
         builder.add(f"a sequence longer than the window of {window} tokens", length, (window - 4, length))
-    for border in sorted(_values(configs, BORDERS)):
-        what = f"original_max_position_embeddings ({border} tokens)"
+    borders = ((name, border) for name in BORDERS for border in _values(configs, {name}))
+    for field, border in sorted(borders):
+        what = f"{field} ({border} tokens)"
         builder.add(f"a sequence as long as {what}", border, (2, 10), (border - 8, border))
         longer = border + AFTER
         builder.add(f"a sequence longer than {what}", longer, (2, 10), (border - 8, longer))
@@ -117,18 +118,18 @@ class _Builder:
         length, count = self._context_length, tokens_per_step // self._context_length + 1
         for number in range(count):
             name = f"sequence {number + 1} of {count}, as long as the context, over the edge of a step"
-            self.add(name, length, (max(1, length - 4), length))
+            self.add(name, length, (max(1, length - AFTER), length))
 
     def _ids(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         return self._random.integers(0, self._vocab_size, count, dtype=np.int64)
 
 
-def _values(configs: tuple[Mapping[str, Any], ...], names: frozenset[str]) -> set[int]:
+def _values(configs: tuple[Mapping[str, Any], ...], names: Set[str]) -> set[int]:
     """Every whole number above 0 that stands under one of the names, however deep."""
     return {value for config in configs for value in _walk(config, names)}
 
 
-def _walk(node: Any, names: frozenset[str]) -> Iterator[int]:
+def _walk(node: Any, names: Set[str]) -> Iterator[int]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             if name in names and isinstance(value, int) and not isinstance(value, bool) and value > 0:

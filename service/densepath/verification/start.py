@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +58,7 @@ class Verifier:
     cuda: bool  # whether the engine takes a GPU
     verify: Verify
     say: Say
+    reasons: Callable[[], AbstractContextManager[None]] = nullcontext  # of an engine that ends of a probe
 
     async def __call__(self, scorer: Scorer) -> Verdict:
         """Start the engine; it has the numbers of transformers, or could not be held against them."""
@@ -77,6 +79,10 @@ class Verifier:
             f"verifying the engine against transformers: {len(probes.probes)} probes of {probes.tokens} "
             "tokens, once for this pair on this machine"
         )
+        with self.reasons():
+            return await self._run(scorer, probes)
+
+    async def _run(self, scorer: Scorer, probes: Probes) -> Verdict:
         begin = time.monotonic()
         asked = asyncio.ensure_future(self._ask(probes, scorer.dtype))
         try:

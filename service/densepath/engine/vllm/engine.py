@@ -116,6 +116,9 @@ class VllmScorer:
         forget()
         if self._llm is not None:
             self._death.cancel()
+            # Before its engine goes: it would log that as a failure.
+            if (handler := self._llm.output_handler) is not None:
+                handler.cancel()
             await asyncio.to_thread(self._llm.shutdown)
             self._llm = None
         for process in multiprocessing.active_children():

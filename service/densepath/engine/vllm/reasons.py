@@ -1,8 +1,8 @@
 """Why an engine could not start: one sentence with vLLM's own reason, carried from vLLM's processes.
 
-While the engine starts, what vLLM would log as an error goes to a file that all of its processes know, and
-not to their standard error. The service reads the reason from there. Once the engine runs, the file is gone
-and vLLM logs as ever: an engine that dies later keeps its last words.
+While the engine starts and is verified, what vLLM would log as an error goes to a file that all of its
+processes know, and not to their standard error. The service reads the reason from there. Once it is ready,
+the file is gone and vLLM logs as ever: an engine that dies later keeps its last words.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from densepath.errors import EngineStartError
+from densepath.errors import EngineStartError, InvalidPairError
 
 #: Names the file, in the processes of an engine that a service starts.
 FILE = "DENSEPATH_ENGINE_REASONS"
 #: vLLM says that another process has failed; the reason is what that process said.
-ELSEWHERE = ("Engine core initialization failed", "WorkerProc initialization failed")
+ELSEWHERE = (
+    "Engine core initialization failed",
+    "WorkerProc initialization failed",
+    "EngineDeadError",
+)
 #: Their message is a whole sentence; any other exception is told with its type.
 IN_WORDS = (
     "AssertionError",
@@ -46,7 +50,8 @@ def reason_of(error: BaseException) -> str:
         words = "; ".join(str(each["msg"]).removeprefix("Value error, ") for each in details())
     else:
         words = str(error)
-    words = words.partition(" Supported architectures: ")[0]  # hundreds
+    for list_of_names in (" Supported architectures: ", " The available parameters "):  # hundreds
+        words = words.partition(list_of_names)[0]
     if not words:
         frames = traceback.extract_tb(error.__traceback__)
         words = f"{kind}: {(frames[-1].line if frames else '') or 'no message'}"
@@ -58,14 +63,21 @@ def reason_of(error: BaseException) -> str:
     return words
 
 
+#: What was kept of this process: the service may end, and its file, before an exception is raised again.
+_kept: list[BaseException] = []
+
+
 def record(error: BaseException) -> bool:
     """Keep the reason for the service; False where no engine is starting."""
+    if any(error is kept for kept in _kept):
+        return True
     try:
         with open(os.environ[FILE], "r+", encoding="utf-8") as file:  # it must be there: none is made
             file.seek(0, os.SEEK_END)
             file.write(json.dumps(reason_of(error)) + "\n")
     except (KeyError, OSError):
         return False
+    _kept.append(error)
     return True
 
 
@@ -97,13 +109,23 @@ def filter_logs() -> None:
 
 @contextmanager
 def reasons() -> Iterator[None]:
-    """Around the start of an engine. Raises EngineStartError with the reason where it fails."""
+    """Around the start of an engine, and around its verification with the start inside.
+
+    Raises EngineStartError with the reason where the start fails, or where the engine ends of a probe.
+    """
+    if FILE in os.environ:  # the start, within the verification
+        yield
+        return
     handle, name = tempfile.mkstemp(prefix="densepath-engine-", suffix=".jsonl")
     os.close(handle)
     os.environ[FILE] = name
     try:
         filter_logs()
         yield
+    except InvalidPairError as error:  # the verdict
+        if reason := _recorded(Path(name)):
+            raise EngineStartError(f"the engine cannot run this pair: {reason}") from error
+        raise
     except Exception as error:
         raise EngineStartError(f"the engine cannot start: {_first(Path(name), error)}") from error
     finally:
@@ -116,13 +138,20 @@ def forget() -> None:
         os.unlink(os.environ.pop(FILE))
 
 
-def _first(file: Path, error: Exception) -> str:
+def _recorded(file: Path) -> str | None:
     """The first reason that is one: a process that fails says so before those that wait for it."""
     with suppress(OSError):
         for line in file.read_text(encoding="utf-8").splitlines():
             words = str(json.loads(line))
             if not words.startswith(ELSEWHERE):
                 return words
+    return None
+
+
+def _first(file: Path, error: Exception) -> str:
+    """The recorded reason, or what the error itself says."""
+    if reason := _recorded(file):
+        return reason
     words = reason_of(error)
     if not words.startswith(ELSEWHERE):
         return words
