@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from typing import Any
-from unittest import mock
 
 import _one_thread  # noqa: F401  # before torch
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from vllm import SamplingParams
 
 from densepath.engine.scorer import Scored
-from densepath.engine.vllm.pooler import pooling_params
 from densepath.sequences import Sequence
 
 
@@ -23,21 +21,9 @@ class Pair:
         self.name, self._engine, self._shares = name, engine, shares
 
     def score(self, sequences: list[Sequence]) -> list[Scored]:
-        """Through the hook below when nothing is to be shared: this is no option of the product."""
-        if self._shares:
-            return self._scored(sequences)
-        with mock.patch("densepath.engine.vllm.engine.pooling_params", self._unshared):
-            return self._scored(sequences)
-
-    def _scored(self, sequences: list[Sequence]) -> list[Scored]:
-        scored: list[Scored] = self._engine.score(sequences)
+        """Cold where nothing is to be shared."""
+        scored: list[Scored] = self._engine.score(sequences, cold=not self._shares)
         return scored
-
-    @staticmethod
-    def _unshared(spans: list[int], view: None) -> Any:
-        params = pooling_params(spans, view)
-        params.skip_reading_prefix_cache = True
-        return params
 
     def forget(self) -> None:
         """Empty the prefix cache."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from checkpoints import Architecture, make_checkpoint
 from damage import Damage, edit, edit_tokenizer, several
 from densepath.alignment import tokenizer_problems
 from densepath.pair import Pair, inspect_pair, load_pair
-from densepath.tokenizer_files import describe_other_ids
+from densepath.tokenizer_files import describe_other_ids, read_tokenizer
 
 PAD = {
     "content": "[PAD]",
@@ -102,3 +103,14 @@ def test_other_special_tokens_are_noted(dirs: tuple[Path, Path]) -> None:
     note = describe_other_ids(tokenizer, dirs[0])
     assert note is not None
     assert "adds other special tokens than tokenizer.json itself (6 of 6 probes)" in note
+
+
+def test_a_vocabulary_of_words_without_an_unknown_one_is_a_tokenizer(tmp_path: Path) -> None:
+    """It cannot spell every text, and says so when it is asked."""
+    backend = Tokenizer(models.WordLevel({"one": 0, "two": 1, "<|end|>": 2}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer.save_pretrained(tmp_path)
+    assert describe_other_ids(AutoTokenizer.from_pretrained(tmp_path), tmp_path) is None
+    read = read_tokenizer(tmp_path, lambda file, problem: pytest.fail(f"{file} {problem}"))
+    assert read is not None
+    assert read.vocab_size == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,8 @@ def describe_other_ids(tokenizer: Any, directory: Path) -> str | None:
     name = type(tokenizer).__name__
     for special in (False, True):
         other = sum(
-            tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-            != written.encode(text, add_special_tokens=special).ids
+            _ids(lambda: tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])  # noqa: B023
+            != _ids(lambda: written.encode(text, add_special_tokens=special).ids)  # noqa: B023
             for text in _PROBES
         )
         if other:
@@ -163,3 +163,11 @@ def describe_other_ids(tokenizer: Any, directory: Path) -> str | None:
                 "as it is, send token ids and no text."
             )
     return None
+
+
+def _ids(encode: Callable[[], list[int]]) -> list[int] | None:
+    """The ids, or None for a text that the tokenizer cannot spell: words alone, and no unknown one."""
+    try:
+        return encode()
+    except Exception:  # the library has no class of its own for it
+        return None
