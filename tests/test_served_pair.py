@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,3 +204,18 @@ def test_a_dead_engine_ends_the_service(pair_dirs: tuple[Path, Path], tmp_path: 
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_verdict_is_shown(url: str) -> None:
+    verified = httpx.get(f"{url}/v1/pair").json()["verified"]
+    assert verified["verified"] is True
+    assert verified["reason"] is None
+    assert verified["against"].startswith("transformers ")
+    for what in ("sft", "reference", "reward"):
+        assert 0 < verified[what]["mean"] <= verified[what]["largest"] <= TOLERANCE
+    assert verified["limit"] == 1e-3
+    assert verified["probes"] > 5
+    metrics = httpx.get(f"{url}/metrics").text
+    assert 'verified="yes"} 1.0' in metrics
+    (noise,) = re.findall(r"^densepath_score_noise (\S+)$", metrics, re.MULTILINE)
+    assert float(noise) == verified["noise"] <= TOLERANCE

@@ -23,7 +23,7 @@ from densepath.errors import EngineUnavailableError, InvalidPairError
 from densepath.launch import load_tokenizer
 from densepath.pair import Pair, load_pair
 from densepath.sequences import Sequence, Tokenizer
-from densepath.verification import start
+from densepath.verification import oracle, start
 from densepath.verification.oracle import OracleJob, ask_oracle
 from densepath.verification.start import Verifier
 
@@ -141,6 +141,19 @@ async def test_what_takes_too_long_is_served_unverified_and_says_so(
     assert "--verify always" in verdict.reason
     assert said[-1].startswith("not verified: ")
     assert engine.alive(), "the pair is served all the same"
+    assert verdict.noise == 0.0, "it was held against itself"
+    with pytest.raises(InvalidPairError, match="cannot score a short sequence"):
+        await verifier(pair, said)(Engine(pair, dies))
+
+
+async def test_transformers_that_take_longer_than_expected_are_ended(
+    pair: Pair, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oracle, "LATE", 1e-6)
+    probes = [probe.sequence for probe in verifier(pair, said).probes().probes]
+    job = OracleJob((str(pair.sft),), (200_000,), ("float32",), cuda=False, seconds=100.0)
+    with pytest.raises(oracle.TooSlowError, match="took over"):
+        await ask_oracle(job, probes)
 
 
 async def test_always_refuses_what_cannot_be_verified(

@@ -30,6 +30,8 @@ Float32 = NDArray[np.float32]
 
 #: Of the memory that is free, what one model may take; a larger one passes through it layer by layer.
 MEMORY_SHARE = 0.6
+#: The time that a job may take is held against an estimate; past so many times of it, it is ended.
+LATE = 2
 #: One layer's eager attention may take so much; a probe that needs more is computed with fused attention.
 ATTENTION_BYTES = 2 << 30
 
@@ -78,7 +80,11 @@ async def ask_oracle(job: OracleJob, sequences: ListLike[Sequence]) -> OracleAns
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            status = await process.wait()
+            status = await asyncio.wait_for(process.wait(), job.seconds and LATE * job.seconds)
+        except TimeoutError:
+            raise TooSlowError(
+                f"transformers took over {LATE * (job.seconds or 0) / 60:.0f} minutes"
+            ) from None
         finally:
             if process.returncode is None:
                 process.kill()

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,17 @@ class Verifier:
         asked = asyncio.ensure_future(self._ask(probes, scorer.dtype))
         try:
             if self.cuda:  # the engine takes all of the GPU's memory
-                await asyncio.wait({asked})
+                await asked
             await scorer.start()
             answer = await asked
         finally:
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
-        if isinstance(answer, str):
-            self.say(not_verified(answer).line())
-            return not_verified(answer)
         rounds = await score_rounds(scorer, probes.probes)
+        if isinstance(answer, str):
+            verdict = replace(not_verified(answer), noise=largest_noise(rounds))
+            self.say(verdict.line())
+            return verdict
         verdict = _judge_pair(scorer.dtype, probes, rounds, answer)
         self.say(f"{verdict.line()}; it took {time.monotonic() - begin:.1f} s, the start included")
         return verdict
