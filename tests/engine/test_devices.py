@@ -25,6 +25,7 @@ def bare_pair(sft: Any, reference: Any) -> Any:
     torch.nn.Module.__init__(pair)
     object.__setattr__(pair, "sft", sft)
     object.__setattr__(pair, "reference", reference)
+    object.__setattr__(pair, "longrope", lambda ids, positions: (ids, positions, positions))
     return pair
 
 

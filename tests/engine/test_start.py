@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,9 @@ async def test_an_engine_process_that_is_killed(pair_dirs: tuple[Path, Path]) ->
     failing = asyncio.ensure_future(why(*pair_dirs))
     while not failing.done():
         for process in psutil.Process().children():
-            if "EngineCore" in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
+            with suppress(psutil.Error):  # it may have ended by now
+                if "EngineCore" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
         await asyncio.sleep(0.05)
     message = await failing
     assert "was killed by SIGKILL" in message

@@ -16,7 +16,6 @@ from densepath.api.body import answer_json, parse_json, validate
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
 from densepath.api.prompt_scores import (
-    Entry,
     PromptScore,
     Temperature,
     Top,
@@ -245,13 +244,6 @@ def _logprobs(asked: CompletionRequest, score: PromptScore) -> dict[str, Any]:
     def name(token_id: int, text: str) -> str:
         return f"token_id:{token_id}" if asked.return_tokens_as_token_ids else text
 
-    def likeliest(entries: list[Entry]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for entry in shown(entries, asked.logprobs or 0):
-            # Of tokens with one text, as padded ids are, the first stands: the token itself or the likeliest.
-            found.setdefault(name(entry.token_id, entry.text), entry.logp)
-        return found
-
     positions = [
         *(score.entries_L if asked.echo else ()),
         *([score.next_entries] if score.next_entries else ()),
@@ -264,5 +256,11 @@ def _logprobs(asked: CompletionRequest, score: PromptScore) -> dict[str, Any]:
         "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
         "token_logprobs": [entries[0].logp if entries else None for entries in positions],
         "tokens": tokens,
-        "top_logprobs": [likeliest(entries) if entries else None for entries in positions],
+        # Of tokens with one text, as padded ids are, the last stands, as in vLLM.
+        "top_logprobs": [
+            {name(entry.token_id, entry.text): entry.logp for entry in shown(entries, asked.logprobs or 0)}
+            if entries
+            else None
+            for entries in positions
+        ],
     }
