@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from rich.console import Console
@@ -18,6 +19,7 @@ from densepath import cli
 from densepath.config import ServeSettings
 from densepath.launch import directories
 from densepath.pair import load_pair
+from live import serving
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -165,20 +167,39 @@ def test_score_says_what_is_missing(words: list[str], what: str, run: Run, tmp_p
     assert what in err
 
 
-@pytest.mark.engine
-def test_scores_that_overflow_are_errors_in_the_real_engine(
-    run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path
-) -> None:
+@pytest.fixture
+def overflowing(tmp_path: Path) -> Path:
     """Every weight is finite, and the logits are not."""
     sft = make_checkpoint(tmp_path / "sft", seed=1)
     set_values("model.norm.weight", 3e38, 64)(sft)
+    return sft
+
+
+@pytest.mark.engine
+def test_a_model_that_overflows_is_refused_at_its_start(
+    run: Run, overflowing: Path, pair_dirs: tuple[Path, Path], tmp_path: Path
+) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"prompt_token_ids": [7, 8, 9], "response_token_ids": [10, 11]}) + "\n")
-    status, _, _ = run("score", source, "-o", output, "--sft", sft, "--reference", pair_dirs[1])
+    status, _, err = run("score", source, "-o", output, "--sft", overflowing, "--reference", pair_dirs[1])
     assert status == 1
-    (result,) = map(json.loads, output.read_text().splitlines())
+    assert "error the engine gives no finite log-probability of the sft on a short sequence" in err
+    assert not output.exists()
+
+
+@pytest.mark.engine
+def test_scores_that_overflow_are_errors_in_the_real_engine(
+    overflowing: Path, pair_dirs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    item = {"prompt_token_ids": [7, 8, 9], "response_token_ids": [10, 11]}
+    pair = ("--sft", overflowing, "--reference", pair_dirs[1], "--verify", "off")
+    with serving(*pair, log=tmp_path / "log") as url:
+        body = {"items": [item], "include": ["logprobs", "returns"], "on_error": "item"}
+        (result,) = httpx.post(f"{url}/v1/rewards", json=body, timeout=60).json()["items"]
+        verified = httpx.get(f"{url}/v1/pair").json()["verified"]
     assert result["error"]["code"] == "non_finite_score"
     assert not {"rewards", "sum", "sft_logprobs", "reference_logprobs", "returns"} & result.keys()
+    assert (verified["verified"], verified["reason"]) == (False, "--verify is off")
 
 
 def test_loading_the_commands_loads_nothing_heavy() -> None:
