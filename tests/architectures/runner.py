@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ def start_all(names: Iterable[str]) -> Iterator[dict[str, Future[Outcome]]]:
         yield {name: pool.submit(examine, name, context) for name in names}
     finally:
         pool.shutdown(cancel_futures=True)
+        # There is one for the whole run, and it would keep what it has loaded from other tests.
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def examine(name: str, context: Any) -> Outcome:
