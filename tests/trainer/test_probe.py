@@ -221,5 +221,5 @@ def test_two_directories_that_are_no_pair(
     monkeypatch.setattr("sys.argv", ["densepath", "probe", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         cli.main()
-    assert left.value.code == 2
+    assert left.value.code == 1
     assert "not a pair: reference: is not a directory" in capsys.readouterr().err

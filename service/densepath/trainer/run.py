@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from densepath.alignment import AlignmentError, check_policy
 from densepath.checkpoint import read_checkpoint
-from densepath.errors import InvalidPairError, InvalidRequestError
+from densepath.errors import InvalidRequestError
 from densepath.sequences import Tokenizer
 from densepath.trainer.batch import Response
 from densepath.trainer.checking import Checker
@@ -132,11 +132,11 @@ def _tokenizer(sft: Path, pair: dict[str, Any]) -> Tokenizer:
     problems: list[str] = []
     checkpoint = read_checkpoint(sft, lambda file, message: problems.append(f"{file} {message}"))
     if problems or checkpoint.tokenizer is None:
-        raise InvalidPairError(f"--sft is no checkpoint to start from: {'; '.join(problems)}")
+        raise InvalidRequestError(f"--sft is no checkpoint to start from: {'; '.join(problems)}")
     try:
         check_policy(sft, pair)
     except AlignmentError as error:
-        raise InvalidPairError(
+        raise InvalidRequestError(
             f"--sft does not go with the pair that the service serves: {error}; or serve the pair of this one"
         ) from error
     return Tokenizer(AutoTokenizer.from_pretrained(sft, trust_remote_code=False, local_files_only=True))
