@@ -212,6 +212,37 @@ def test_the_memory_bound_is_kept_layer_by_layer(pair: Pair, said: list[str], tm
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:
+    machine = oracle.free_memory(tmp_path)
+    assert machine > 1 << 20
+    (tmp_path / "memory.current").write_text("300\n")
+    for limit, free in (("max\n", machine), ("1000\n", 700), ("200\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert oracle.free_memory(tmp_path) == pytest.approx(free, rel=0.5)
+
+
+async def test_a_large_pair_is_computed_before_the_engine_takes_its_memory(
+    pair: Pair, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    ask = start.ask_oracle
+
+    async def asked(*args: Any) -> Any:
+        answer = await ask(*args)
+        order.append("transformers")
+        return answer
+
+    class Watched(Engine):
+        async def start(self) -> None:
+            order.append("engine")
+            await super().start()
+
+    monkeypatch.setattr(start, "ask_oracle", asked)
+    monkeypatch.setattr(start, "BESIDE_BYTES", 0)
+    await verifier(pair, said)(Watched(pair))
+    assert order == ["transformers", "engine"]
+
+
 def test_a_broken_memory_is_no_verdict(tmp_path: Path) -> None:
     from densepath.verification.memory import recall
 

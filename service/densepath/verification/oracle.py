@@ -203,17 +203,27 @@ def _logprobs(
 
 def _placement(job: OracleJob, parameters: int, dtype: str, device: str, offload: str) -> dict[str, Any]:
     """Where the model's layers lie: on the device where they fit, else one after the other through it."""
-    import psutil
     import torch
 
     need = parameters * torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-    free = psutil.virtual_memory().available
-    memory: dict[int | str, int] = {"cpu": job.memory_bytes or int(MEMORY_SHARE * free)}
+    memory: dict[int | str, int] = {"cpu": job.memory_bytes or int(MEMORY_SHARE * free_memory())}
     if device == "cuda":
         memory = {0: job.memory_bytes or int(MEMORY_SHARE * torch.cuda.mem_get_info()[0]), **memory}
     if need <= next(iter(memory.values())):
         return {"device_map": {"": device}} if device == "cuda" else {}
     return {"device_map": "auto", "max_memory": memory, "offload_folder": offload}
+
+
+def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of main memory that are free, within the limit of a container where there is one."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    try:
+        limit = int((cgroup / "memory.max").read_text())  # "max" where there is none
+        return min(free, max(0, limit - int((cgroup / "memory.current").read_text())))
+    except (OSError, ValueError):
+        return free
 
 
 def _choose_attention(model: Any, heads: int, length: int) -> None:

@@ -33,6 +33,9 @@ from densepath.weights import default_cache_dir
 #: What `auto` lets transformers take; `always` waits for it.
 AUTO_SECONDS = 600.0
 
+#: A model of up to so many bytes in float32 is computed by transformers while the engine starts.
+BESIDE_BYTES = 2 << 30
+
 #: Starts an engine, and says whether its numbers are right. Raises InvalidPairError where they are not.
 Start = Callable[[Scorer], Awaitable[Verdict]]
 Say = Callable[[str], None]
@@ -86,7 +89,7 @@ class Verifier:
         begin = time.monotonic()
         asked = asyncio.ensure_future(self._ask(probes, scorer.dtype))
         try:
-            if self.cuda:  # the engine takes all of the GPU's memory
+            if self.cuda or self._large():  # the memory is for one of the two at a time
                 await asked
             await scorer.start()
             answer = await asked
@@ -101,6 +104,9 @@ class Verifier:
         verdict = _judge_pair(scorer.dtype, probes, rounds, answer)
         self.say(f"{verdict.line()}; it took {time.monotonic() - begin:.1f} s, the start included")
         return verdict
+
+    def _large(self) -> bool:
+        return any(4 * count_parameters(each) > BESIDE_BYTES for each in (self.pair.sft, self.pair.reference))
 
     def probes(self) -> Probes:
         """The sequences to verify with."""
