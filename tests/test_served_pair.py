@@ -216,6 +216,6 @@ def test_the_verdict_is_shown(url: str) -> None:
     assert verified["limit"] == 1e-3
     assert verified["probes"] > 5
     metrics = httpx.get(f"{url}/metrics").text
-    assert 'verified="yes"} 1.0' in metrics
+    assert re.search(r'^densepath_pair_info\{.*verified="yes".*\} 1.0$', metrics, re.MULTILINE)
     (noise,) = re.findall(r"^densepath_score_noise (\S+)$", metrics, re.MULTILINE)
     assert float(noise) == verified["noise"] <= TOLERANCE
