@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +29,7 @@ from densepath.verification.memory import combination, recall, remember
 from densepath.verification.oracle import OracleAnswer, OracleError, OracleJob, TooSlowError, ask_oracle
 from densepath.verification.probes import Probes, choose_probes
 from densepath.verification.verdict import Difference, Verdict, not_verified
-from densepath.weights import default_cache_dir
+from densepath.weights import default_cache_dir, read_weights
 
 #: What `auto` lets transformers take; `always` waits for it.
 AUTO_SECONDS = 600.0
@@ -178,10 +179,5 @@ def _judge_pair(
 
 def count_parameters(directory: Path) -> int:
     """The elements of all tensors of a checkpoint, by the headers of its files."""
-    from safetensors import safe_open
-
-    count = 0
-    for file in directory.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as tensors:
-            count += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
-    return count
+    files = read_weights(directory, lambda *_: None).values()
+    return sum(math.prod(tensor.shape) for tensors in files for tensor in tensors.values())
