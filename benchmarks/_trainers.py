@@ -36,10 +36,10 @@ def densepath_train(turn: Turn, work: Work, rollout_engine: str) -> None:
     """`densepath train` itself, with its defaults, stopped between two steps."""
     from rich.console import Console
 
-    from densepath.trainer.dense_path import DensePath
-    from densepath.trainer.rollouts import RolloutEngine
-    from densepath.trainer.run import train
-    from densepath.trainer.settings import TrainSettings
+    from densepath.trainer.reinforce.dense_path import DensePath
+    from densepath.trainer.reinforce.run import train
+    from densepath.trainer.reinforce.settings import TrainSettings
+    from densepath.trainer.rollouts.engines import RolloutEngine
 
     whole_run = DensePath.steps
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from checkpoints import make_checkpoint
 from damage import set_values
 from densepath import cli
+from densepath.commands.serve import directories
 from densepath.config import ServeSettings
-from densepath.launch import directories
-from densepath.pair import load_pair
+from densepath.pair.pair import load_pair
 from live import serving
 
 Run = Callable[..., tuple[int, str, str]]

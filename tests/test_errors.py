@@ -10,7 +10,7 @@ from api.running import make_service, pair
 from densepath import errors
 from densepath.api.app import create_app
 from densepath.errors import BY_CODE, DensepathError
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 
 __all__ = ["pair"]
 

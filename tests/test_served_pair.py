@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from densepath import Client
+from densepath.commands.serve import load_tokenizer
 from densepath.engine.transformers import TransformersScorer
-from densepath.launch import load_tokenizer
-from densepath.pair import load_pair
+from densepath.pair.pair import load_pair
 from densepath.sequences import Sequence, Tokenizer, from_mask, from_response
 from densepath.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, PackedRequest, pack_request, unpack_answer
 from live import serving, start, stop, wait_ready

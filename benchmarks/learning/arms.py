@@ -1,6 +1,6 @@
 """What each arm does with an SFT run: Dense-Path REINFORCE in its forms, and the controls.
 
-Advantages are the product's own arithmetic (`densepath.trainer.advantages`). An arm starts from the SFT
+Advantages are the product's own arithmetic (`densepath.rewards.advantages`). An arm starts from the SFT
 weights with a fresh AdamW. All arms of a case see the same prompts; so do all checks.
 """
 
@@ -17,7 +17,7 @@ from plan import Arm, Continued, Decoded, Dpr, Reward
 from tasks import EOS, Batch, Task
 from training import Recipe, Sft, batches, loss_of, optimizer_of, stream, update
 
-from densepath.trainer.advantages import Baseline, advantages, returns_to_go, with_kl
+from densepath.rewards.advantages import Baseline, advantages, returns_to_go, with_kl
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]

@@ -12,11 +12,11 @@ from rich.console import Console
 import densepath
 from densepath.config import ALLOW_SAME, ENVIRONMENT, Engine, ServeSettings, Verify, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
-from densepath.score_files import ScoreFileError
+from densepath.score.formats import ScoreFileError
 from densepath.trainer.errors import TrainerError
-from densepath.trainer.settings import TrainSettings
-from densepath.trainer.settings_eval import EvalSettings, ProbeSettings
-from densepath.trainer.settings_sft import SftSettings
+from densepath.trainer.evaluate.settings import EvalSettings, ProbeSettings
+from densepath.trainer.reinforce.settings import TrainSettings
+from densepath.trainer.sft.settings import SftSettings
 
 app = typer.Typer(
     name="densepath",
@@ -47,7 +47,7 @@ def serve(settings: ServeSettings) -> None:
     DENSEPATH_… in the environment and a key of the --config file; flags win over the environment, which wins
     over the file.
     """
-    from densepath.launch import serve_pair
+    from densepath.commands.serve import serve_pair
 
     serve_pair(settings, say)
 
@@ -71,7 +71,7 @@ def check(
     With --engine, a handful of sequences goes through the engine exactly as it would serve, and through
     transformers. A difference past the limit names the model and the sequence, and ends with status 1.
     """
-    from densepath.launch import check_pair
+    from densepath.commands.serve import check_pair
 
     settings = ServeSettings(
         sft=sft,
@@ -113,7 +113,7 @@ def score(
     OUT as they come; the same command goes on where a killed one stopped. A bad item becomes an error, with
     no number, and the others go on.
     """
-    from densepath.offline import Job, score_offline
+    from densepath.commands.score import Job, score_offline
 
     job = Job(source, output, tuple(include or ()), gamma, show)
     counts = score_offline(
@@ -140,7 +140,7 @@ def train(settings: TrainSettings) -> None:
     the same command goes on from the last checkpoint. On several GPUs: torchrun --nproc-per-node N
     -m -- densepath train …
     """
-    from densepath.trainer.run import train as run
+    from densepath.trainer.reinforce.run import train as run
 
     say.print(f"ended: {run(settings, say)}", markup=False)
     say.print(f"the policy lies in {settings.run / 'final'}", markup=False, soft_wrap=True)
@@ -154,7 +154,7 @@ def probe(settings: ProbeSettings) -> None:
     Decodes from p_sft (p_sft / p_ref)^alpha, greedily and by sampling, for every alpha and reference: give
     --pair RUN, or --sft and --reference.
     """
-    from densepath.trainer.probe import run_probe
+    from densepath.trainer.evaluate.probe import run_probe
 
     run_probe(settings, say, Console(highlight=False))
 
@@ -166,7 +166,7 @@ def evaluate(settings: EvalSettings) -> None:
 
     A response is right where it ends and is exactly its prompt's answer, or where the --checker says so.
     """
-    from densepath.trainer.evaluation import run_evaluation
+    from densepath.trainer.evaluate.run import run_evaluation
 
     run_evaluation(settings, say, Console(highlight=False))
 
@@ -183,8 +183,8 @@ def sft(settings: SftSettings) -> None:
     that says how each was made; `densepath serve --pair RUN` serves it. Every option is also DENSEPATH_… in
     the environment and a key of the --config file.
     """
-    from densepath.trainer.sft import fine_tune
-    from densepath.trainer.sft_directory import show_run
+    from densepath.trainer.sft.directory import show_run
+    from densepath.trainer.sft.run import fine_tune
 
     show_run(fine_tune(settings, say), say)
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from densepath.rewards.kl import KL_COEFFICIENT
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -97,7 +99,7 @@ class ServeSettings:
     model_name: Annotated[str, typer.Option(help="Name under which the pair is served.")] = "default"
     teacher_kl: Annotated[
         float, typer.Option(help="The b of model dpr-teacher, as `densepath train --kl`; above 0.", min=1e-6)
-    ] = 0.5
+    ] = KL_COEFFICIENT
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with one API key a line; without it every route is open.")
     ] = None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densepath import chat
+from densepath.chat import render as chat
 from densepath.errors import ContextLengthExceededError, InvalidItemError
 
 Ids = NDArray[np.int64]

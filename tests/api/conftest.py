@@ -6,7 +6,7 @@ import pytest
 
 from api.running import Running, make_service, pair, running
 from densepath.api.service import Limits
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 
 __all__ = ["pair"]  # a fixture of this folder
 

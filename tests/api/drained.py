@@ -14,10 +14,10 @@ from pathlib import Path
 from densepath.api.app import create_app
 from densepath.api.server import serve
 from densepath.api.service import Service
+from densepath.commands.serve import load_tokenizer
 from densepath.engine.fake import FakeScorer
 from densepath.engine.scorer import Scored, View
-from densepath.launch import load_tokenizer
-from densepath.pair import load_pair
+from densepath.pair.pair import load_pair
 from densepath.sequences import Sequence, Tokenizer
 from densepath.telemetry.logs import configure_logs
 

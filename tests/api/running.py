@@ -7,7 +7,8 @@ import contextlib
 import copy
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from densepath.api.app import create_app
 from densepath.api.server import build_server
 from densepath.api.service import ApiKeys, Limits, Service
 from densepath.engine.fake import FakeScorer
-from densepath.pair import Pair, load_pair
+from densepath.pair.pair import Pair, load_pair
 from densepath.sequences import Sequence, Tokenizer
 
 Result = TypeVar("Result")
@@ -131,14 +132,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(service: Service) -> Iterator[Running]:
+def running(service: Service, examples: ListLike[Mapping[str, Any]] = ()) -> Iterator[Running]:
     """Serve until the block ends. The socket listens before the server runs: there is nothing to wait for."""
     # As uvicorn's own: asyncio sends small answers at once only where the protocol is spelled out.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    server = build_server(create_app(service, engine="fake"), "127.0.0.1", port)
+    server = build_server(create_app(service, engine="fake", examples=examples), "127.0.0.1", port)
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from api.running import Running, make_service, running
 from checkpoints import make_tokenizer
 from densepath.engine.transformers import TransformersScorer
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 
 #: Any character that UTF-8 can carry: combining marks, joiners, right-to-left, astral planes, NUL.
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)

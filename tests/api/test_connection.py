@@ -13,7 +13,7 @@ from api.bodies import CANARY, GOOD, body
 from api.running import Running, make_service, read_all, running
 from densepath.api.protocol import BoundedProtocol
 from densepath.api.service import Limits
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 
 JSON_HEAD = b"Host: x\r\nContent-Type: application/json\r\n"
 POST = b"POST /v1/rewards HTTP/1.1\r\n" + JSON_HEAD

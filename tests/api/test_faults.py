@@ -18,7 +18,7 @@ from densepath.api.app import create_app
 from densepath.api.service import Limits
 from densepath.engine.fake import FakeScorer
 from densepath.engine.scorer import Scored
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 from densepath.sequences import Sequence
 
 TOKENS = 6  # of GOOD

@@ -11,7 +11,7 @@ import pytest
 from api.bodies import GOOD
 from api.running import Running, make_service, read_all, running
 from densepath.api.service import ApiKeys
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 
 KEY, OTHER = "k3y-of-the-trainer", "schlüssel-à"
 OPEN = ("/livez", "/readyz", "/health", "/metrics")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from api.running import Running, make_service, running
+from densepath.demo.playground import playground_examples
 from densepath.demo.task import Example, example
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 
 EXAMPLES = tuple(example(operation, "planet") for operation in ("sort", "copy", "upper"))
 POLICY = (
@@ -24,9 +25,7 @@ PATHS = ("/", "/playground/examples", *(f"/playground/{name}" for name in STATIC
 
 @pytest.fixture(scope="module")
 def served(pair: Pair) -> Iterator[Running]:
-    service = make_service(pair)
-    service.examples = EXAMPLES
-    with running(service) as served:
+    with running(make_service(pair), playground_examples(EXAMPLES)) as served:
         yield served
 
 

@@ -7,7 +7,7 @@ import pytest
 import densepath
 from api.running import CONTEXT_LENGTH, Running, make_service, running
 from checkpoints import make_tokenizer
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 
 
 def test_health_and_versions(served: Running) -> None:

@@ -21,7 +21,7 @@ from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
 from densepath.engine.vllm.engine import OfflineVllm
 from densepath.engine.vllm.reasons import reasons
 from densepath.errors import DensepathError, EngineUnavailableError
-from densepath.pair import Pair, inspect_pair
+from densepath.pair.pair import Pair, inspect_pair
 from densepath.sequences import Sequence, from_mask, from_response
 from densepath.verification import start as verified_start
 from densepath.verification.oracle import OracleAnswer, OracleJob

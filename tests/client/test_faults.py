@@ -25,7 +25,7 @@ from densepath.api.service import Limits
 from densepath.client import Client, Scores
 from densepath.client.patience import REQUESTS_A_RETRY, RETRIES
 from densepath.errors import DeadlineExceededError, DensepathError, UnavailableError
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 from live import free_port, start, wait_ready
 
 __all__ = ["pair"]

@@ -14,7 +14,7 @@ from jsonschema.validators import validator_for
 from containers.files import COMPOSE_FILES, ROOT, compose, densepath_commands, last, options_of, read_yaml
 from densepath.config import ServeSettings
 from densepath.demo.prompts import HELD_OUT, LINK, PROMPTS
-from densepath.demo.store import SFT
+from densepath.demo.recipe import SFT
 
 SERVICES = compose()["services"]
 SERVICE, TRAINER = SERVICES["densepath"], SERVICES["trainer"]

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from densepath.demo import Recipe, method
 from densepath.demo.verdict import NAMES, Compared, describe
-from densepath.runs import read_sft_run
-from densepath.trainer.statistics import Estimate
+from densepath.pair.runs import read_sft_run
+from densepath.trainer.evaluate.statistics import Estimate
 
 SHORT = replace(
     method.RECIPE,

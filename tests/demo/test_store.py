@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from densepath.demo import Demo, Recipe, build, builder, default_directory
 from densepath.demo.store import read
 from densepath.demo.task import OPERATIONS
-from densepath.pair import load_pair
+from densepath.pair.pair import load_pair
 
 TINY = Recipe(
     hidden_size=32,

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.bodies import GOOD
 from api.running import make_service, pair, running
-from densepath.pair import Pair
-from densepath.trainer.metrics import PrometheusSink, Sinks
+from densepath.pair.pair import Pair
+from densepath.trainer.reinforce.metrics import PrometheusSink, Sinks
 from deploy.expressions import BOARD, PANELS, RULES, board_expressions, metric_names
 from trainer.runs import make_row
 

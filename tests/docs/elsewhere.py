@@ -30,7 +30,7 @@ COMMANDS = {
         "tests/test_served_pair.py::test_every_form_in_both_encodings"
     ),
     "torchrun --nproc-per-node 2 -m -- densepath train": (
-        "tests/trainer/test_train.py::test_two_processes_train_together"
+        "tests/trainer/reinforce/test_train.py::test_two_processes_train_together"
     ),
     "python benchmarks/pair_against_two_engines.py": (
         "tests/benchmarks/test_quick.py::test_pair_against_two_engines"
@@ -64,7 +64,7 @@ COMMANDS = {
 
 #: Blocks of Python; those that are not here are run.
 PYTHON = {
-    "import numpy as np": "tests/test_alignment.py::test_the_recipe_runs_as_it_is_written",
+    "import numpy as np": "tests/integrations/test_alignment.py::test_the_recipe_runs_as_it_is_written",
     "from densepath.integrations.data import ScoreColumns": (
         "tests/integrations/test_offline_data.py::test_every_row_has_the_rewards_that_the_service_answers"
     ),

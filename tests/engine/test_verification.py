@@ -16,7 +16,7 @@ from densepath.engine.vllm import layers
 from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
 from densepath.engine.vllm.longrope import ShortSequences
 from densepath.errors import InvalidPairError
-from densepath.pair import Pair, load_pair
+from densepath.pair.pair import Pair, load_pair
 from densepath.sequences import Sequence
 from densepath.verification.start import Verifier
 from densepath.verification.verdict import Verdict

@@ -14,7 +14,7 @@ from checkpoints import make_checkpoint
 from densepath.engine.scorer import Scored, View
 from densepath.engine.transformers import TransformersScorer
 from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
-from densepath.pair import load_pair
+from densepath.pair.pair import load_pair
 from densepath.sequences import Sequence, from_mask, from_response
 
 pytestmark = pytest.mark.engine

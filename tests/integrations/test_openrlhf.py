@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from checkpoints import make_tokenizer
 from densepath import Client
-from densepath.alignment import AlignmentError
 from densepath.errors import InvalidItemError, UnavailableError
+from densepath.integrations.alignment import AlignmentError
 from live import Demo, finish, free_port
 
 with warnings.catch_warnings():

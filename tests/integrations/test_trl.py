@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from checkpoints import make_tokenizer
 from densepath import Client
-from densepath.alignment import AlignmentError
 from densepath.client import retry
 from densepath.errors import InvalidRequestError, UnavailableError
+from densepath.integrations.alignment import AlignmentError
 from densepath.integrations.trl import DenseReward
 from integrations.trl_runs import (
     CHATS,

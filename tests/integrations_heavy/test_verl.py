@@ -16,8 +16,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from densepath import Client
-from densepath.alignment import AlignmentError
 from densepath.errors import InvalidItemError, InvalidRequestError
+from densepath.integrations.alignment import AlignmentError
 from integrations_heavy.served import SFT, tokenizer
 from integrations_heavy.verl_config import FUNCTION, dense_config, verl_config
 from live import finish

@@ -10,7 +10,7 @@ from packaging.version import Version
 import densepath
 from api.running import make_service, pair
 from densepath.api.app import create_app
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 from release.conftest import ROOT, Dist
 
 __all__ = ["pair"]

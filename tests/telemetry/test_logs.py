@@ -12,7 +12,7 @@ import structlog
 
 from api.bodies import CANARY, GOOD
 from api.running import make_service, running
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 from densepath.telemetry.logs import configure_logs
 
 

@@ -16,7 +16,7 @@ from api.bodies import GOOD
 from api.running import Running, make_service, running
 from densepath.api.service import Limits
 from densepath.errors import BY_CODE
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 from densepath.telemetry.metrics import TOKEN_EDGES, ArrayHistogram
 from promtool import check_metrics
 

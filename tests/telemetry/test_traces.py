@@ -22,7 +22,7 @@ from api.bodies import CANARY, CHAT, GOOD, TEXT
 from api.running import Running, make_service, running
 from densepath.engine.fake import FakeScorer
 from densepath.errors import InvalidRequestError
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 from densepath.telemetry.logs import configure_logs
 from densepath.telemetry.otlp import CLOSE_SECONDS, CollectedTraces
 from densepath.telemetry.traces import VARIABLES, Traces, open_traces
@@ -266,7 +266,7 @@ def test_without_a_collector_nothing_of_them_is_loaded(monkeypatch: pytest.Monke
     assert type(open_traces()) is Traces
     serving = """
 import sys
-import densepath.engine.fake, densepath.launch
+import densepath.engine.fake, densepath.commands.serve
 from densepath.api.app import create_app
 from densepath.api.server import serve
 from densepath.telemetry.traces import open_traces

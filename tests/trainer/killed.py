@@ -18,9 +18,9 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from densepath.trainer.checkpoints import save_checkpoint
-from densepath.trainer.run import train
-from densepath.trainer.settings import TrainSettings
+from densepath.trainer.reinforce.checkpoints import save_checkpoint
+from densepath.trainer.reinforce.run import train
+from densepath.trainer.reinforce.settings import TrainSettings
 
 #: Audit events of what changes a directory or a file; a file's data comes through `open`.
 WRITES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile", "shutil.rmtree"}

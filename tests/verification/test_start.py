@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from densepath.api.app import create_app
 from densepath.api.service import Service
+from densepath.commands.serve import load_tokenizer
 from densepath.config import Verify
 from densepath.engine.scorer import Scored, View
 from densepath.engine.transformers import TransformersScorer
 from densepath.errors import EngineUnavailableError, InvalidPairError
-from densepath.launch import load_tokenizer
-from densepath.pair import Pair, load_pair
+from densepath.pair.pair import Pair, load_pair
 from densepath.sequences import Sequence, Tokenizer
 from densepath.verification import oracle, start
 from densepath.verification.oracle import OracleJob, ask_oracle

@@ -13,11 +13,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from densepath import rewards
 from densepath.api.items import Batch, Item
 from densepath.api.service import Service
 from densepath.engine.scorer import Scored
 from densepath.errors import DensepathError
+from densepath.rewards import reward as rewards
 from densepath.sequences import Sequence
 from densepath.wire import pack_answer
 

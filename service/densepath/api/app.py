@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 import densepath
-from densepath.api import completions, openapi, openrlhf, playground, routes, scoring, sglang, token_generate
+from densepath.api import openapi, playground, routes
+from densepath.api import rewards as scoring
+from densepath.api.compat import completions, openrlhf, sglang
+from densepath.api.compat import vllm_generate as token_generate
+from densepath.api.compat.errors import answer_of
 from densepath.api.edge import Edge, route_error
 from densepath.api.service import Service
 
 
-def create_app(service: Service, *, engine: str) -> FastAPI:
-    """The service's routes over one `Service`."""
+def create_app(service: Service, *, engine: str, examples: Sequence[Mapping[str, Any]] = ()) -> FastAPI:
+    """The service's routes over one `Service`. The playground offers `examples`, of a demo."""
     app = FastAPI(
         title="densepath",
         version=densepath.__version__,
@@ -32,11 +38,11 @@ def create_app(service: Service, *, engine: str) -> FastAPI:
         token_generate.router(service),
         sglang.router(service),
         openrlhf.router(service),
-        playground.router(service),
+        playground.router(examples),
     ):
         app.include_router(router)
     app.add_exception_handler(HTTPException, _raise_route_error)
-    app.add_middleware(Edge, service=service)
+    app.add_middleware(Edge, service=service, shape_error=answer_of)
     app.openapi = partial(openapi.document, app, app.openapi)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 

@@ -8,6 +8,7 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +16,6 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from densepath.api.error_shapes import answer_of
 from densepath.api.service import Service
 from densepath.errors import (
     AdminKeyRequiredError,
@@ -39,6 +39,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 BASIC = b'Basic realm="densepath", charset="UTF-8"'
 CLIENT_CLOSED = 499  # nginx's number; only logged and counted, since nobody is there to read it
 
+#: The status and the JSON of an error on a path.
+ShapeError = Callable[[DensepathError, str], tuple[int, dict[str, Any]]]
+
 log = structlog.get_logger()
 
 
@@ -49,8 +52,9 @@ class ClientDisconnectedError(Exception):
 class Edge:
     """Wraps the whole application. Every error becomes the contract's JSON here, once."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, shape_error: ShapeError) -> None:
         self.app = app
+        self.shape_error = shape_error
         self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +62,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, send, self.shape_error)
         counted = scope["path"] not in OPEN_ROUTES
         with self.service.traces.request(Headers(scope=scope)) if counted else NO_SPAN as span:
             try:
@@ -161,8 +165,9 @@ def route_error(status: int) -> DensepathError:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, shape_error: ShapeError) -> None:
         self.scope = scope
+        self._shape_error = shape_error
         self.began = time.perf_counter()
         sent_id = Headers(scope=scope).get("x-request-id", "")
         # Kept only in this shape: it goes to the log and into a header.
@@ -187,7 +192,7 @@ class _Exchange:
         if self.status:
             log.error("answer_cut", request_id=self.request_id, code=error.code)
             raise error
-        status, detail = answer_of(error, self.scope["path"])
+        status, detail = self._shape_error(error, self.scope["path"])
         body = json.dumps(detail).encode()
         await self.send(
             {"type": "http.response.start", "status": status, "headers": self._headers(error, body)}

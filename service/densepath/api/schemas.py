@@ -41,7 +41,7 @@ class TextItem(Strict):
     append_eos: bool = False
 
 
-#: Checked where it is rendered, in `densepath.chat`, whose errors name the part.
+#: Checked where it is rendered, in `densepath.chat.render`, whose errors name the part.
 _CONTENT = {
     "anyOf": [
         {"type": "string"},

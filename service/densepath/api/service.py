@@ -14,10 +14,9 @@ from pathlib import Path
 import structlog
 
 from densepath.admission import TokenBudget
-from densepath.demo.task import Example
 from densepath.engine.scorer import Scorer
 from densepath.errors import DrainingError, EngineUnavailableError, InvalidRequestError
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
 from densepath.sequences import Sequence, Tokenizer, check
 from densepath.telemetry.metrics import Metrics
 from densepath.telemetry.traces import Traces
@@ -86,7 +85,6 @@ class Service:
     keys: ApiKeys = field(default_factory=lambda: ApiKeys([]))
     metrics: Metrics = field(default_factory=Metrics)
     traces: Traces = field(default_factory=Traces)
-    examples: tuple[Example, ...] = ()  # that the playground offers: the demo's
     start_engine: Start = field(default_factory=lambda: start_unverified("it was not asked for"))
     phase: Phase = Phase.STARTING
 

@@ -3,8 +3,8 @@
 Importing this loads neither torch nor transformers; `build` does, where there is something to build.
 """
 
-from densepath.demo.recipe import Mixture, Recipe
-from densepath.demo.store import Demo, ProgressFn, build, default_directory
+from densepath.demo.recipe import Mixture, ProgressFn, Recipe
+from densepath.demo.store import Demo, build, default_directory
 from densepath.demo.task import Example
 
 __all__ = ["Demo", "Example", "Mixture", "ProgressFn", "Recipe", "build", "default_directory"]

@@ -15,8 +15,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
 from densepath.demo.evaluation import evaluate
-from densepath.demo.recipe import Recipe
-from densepath.demo.store import REFERENCE_BASE, REFERENCE_HALF, SFT, ProgressFn
+from densepath.demo.recipe import REFERENCE_BASE, REFERENCE_HALF, SFT, ProgressFn, Recipe
 from densepath.demo.task import Example, held_out
 from densepath.demo.tokenizer import make_tokenizer
 from densepath.demo.training import Sft, fine_tune, make_model, pretrain

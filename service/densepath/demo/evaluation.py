@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from densepath.demo.measure import locate_wrong_token, share_above
-from densepath.demo.recipe import Recipe
+from densepath.demo.recipe import REFERENCE_BASE, REFERENCE_HALF, SFT, Recipe
 from densepath.demo.scoring import exact_match, response_logprobs
-from densepath.demo.store import REFERENCE_BASE, REFERENCE_HALF, SFT
 from densepath.demo.task import Example, another_operation, corrupt
 from densepath.demo.training import Weights
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from densepath.trainer.statistics import Floats, Interval, estimate_mean, interval_of, resample
+from densepath.trainer.evaluate.statistics import Floats, Interval, estimate_mean, interval_of, resample
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from densepath.demo.task import Example, draw, held_out
 from densepath.demo.verdict import Compared, compare, describe
 from densepath.errors import InternalError
 from densepath.files import commit_directory
-from densepath.runs import MANIFEST
+from densepath.pair.runs import MANIFEST
+from densepath.rewards.kl import KL_COEFFICIENT
 
 #: Of DPR, and of the SFT that is continued beside it: as many steps, as many samples.
 STEPS, BATCH = 80, 64
@@ -39,7 +40,7 @@ STEPS, BATCH = 80, 64
 #: which `densepath probe` promises a gain (docs/LOG.md).
 RECIPE = Recipe(pretraining=Mixture(0.20, 0.68, 0.06, 0.04, 0.02), sft_rate=3e-5, sft_steps=1600)
 #: As in the first measurements of the method; prompts of the held-out files decided nothing (docs/LOG.md).
-DPR = ("--gamma", "0", "--kl", "0.5", "--learning-rate", "1e-4")
+DPR = ("--gamma", "0", "--kl", f"{KL_COEFFICIENT:g}", "--learning-rate", "1e-4")
 PROMPTS, CHECKED, HELD_OUT = 4096, 256, 600
 LONGEST = 16  # tokens of a response
 STARTS_WITHIN = 300.0  # seconds

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, field
 
 #: Raised when code changes what a recipe builds, or what a manifest holds.
 VERSION = 1
+
+#: The folders of a demo's three checkpoints.
+SFT, REFERENCE_HALF, REFERENCE_BASE = "sft", "reference-half", "reference-base"
+
+#: Called with the stage's name, and how much of it is done of how much.
+ProgressFn = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

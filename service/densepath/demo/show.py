@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from densepath.demo.prompts import publish
-from densepath.demo.store import Demo, ProgressFn, build, default_directory
+from densepath.demo.recipe import ProgressFn
+from densepath.demo.store import Demo, build, default_directory
 
 _LEGEND = (
     "AUROC: the chance that a wrong token scores higher than a right one, both drawn over all responses' "

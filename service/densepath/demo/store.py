@@ -6,21 +6,17 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.demo.recipe import Recipe
+from densepath.demo.recipe import REFERENCE_BASE, REFERENCE_HALF, SFT, ProgressFn, Recipe
 from densepath.demo.task import Example
 from densepath.files import commit_directory
 
-#: Called with the stage's name, and how much of it is done of how much.
-ProgressFn = Callable[[str, int, int], None]
-
 MANIFEST = "manifest.json"
-SFT, REFERENCE_HALF, REFERENCE_BASE = "sft", "reference-half", "reference-base"
 
 
 @dataclass(frozen=True)

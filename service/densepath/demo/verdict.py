@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from densepath.trainer.evaluation import Evaluated, builder, evaluate
-from densepath.trainer.responses import mean_score, open_subject
-from densepath.trainer.rollouts import RolloutEngine
-from densepath.trainer.settings_eval import EvalSettings
-from densepath.trainer.statistics import Estimate, estimate_difference, estimate_mean
+from densepath.trainer.evaluate.responses import mean_score, open_subject
+from densepath.trainer.evaluate.run import Evaluated, builder, evaluate
+from densepath.trainer.evaluate.settings import EvalSettings
+from densepath.trainer.evaluate.statistics import Estimate, estimate_difference, estimate_mean
+from densepath.trainer.rollouts.engines import RolloutEngine
 
 NAMES = {
     "sft": "SFT",

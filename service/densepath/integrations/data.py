@@ -12,7 +12,7 @@ from typing import Any
 
 from densepath.client import Client, Score
 from densepath.errors import InvalidItemError
-from densepath.score_files import without_nulls
+from densepath.score.formats import without_nulls
 
 #: The contract's fields of an item, as columns; other columns are not read.
 FIELDS = (

@@ -10,9 +10,9 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from densepath.alignment import check_policy
 from densepath.client import AsyncClient, Client
 from densepath.errors import InvalidItemError
+from densepath.integrations.alignment import check_policy
 
 #: Seconds for a response's reward, retries included: a service that restarts is back by then.
 DEADLINE = 600.0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from densepath.errors import InvalidRequestError
-from densepath.score_files import without_nulls
+from densepath.score.formats import without_nulls
 from densepath.trainer.types import Prompt
 
 

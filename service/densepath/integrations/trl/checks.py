@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from densepath.errors import InvalidRequestError
 from densepath.integrations import IntegrationError
-from densepath.trainer.guards import LEAST_KL_COEFFICIENT
+from densepath.rewards.kl import KL_COEFFICIENT, LEAST_KL_COEFFICIENT
 
 #: The release that this adapter is made for and tested with; its loss takes advantages (B, T).
 OLDEST = Version("1.16.0")
@@ -76,7 +76,7 @@ def warn_of_kl(beta: float) -> None:
     if beta < LEAST_KL_COEFFICIENT:
         warnings.warn(
             f"beta={beta:g}: below {LEAST_KL_COEFFICIENT:g} dense rewards have risen while the policy got "
-            "worse; start from 0.5",
+            f"worse; start from {KL_COEFFICIENT:g}",
             stacklevel=4,
         )
 

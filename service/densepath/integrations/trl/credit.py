@@ -2,7 +2,7 @@
 
     r'_t = r_t - KL term            where the trainer puts its KL term into the reward (RLOO)
     G_t  = r'_t + gamma G_{t+1}     over the tokens that the policy chose
-    A_t  = G_t - baseline_t         `densepath.trainer.advantages`, over the completions of all processes
+    A_t  = G_t - baseline_t         `densepath.rewards.advantages`, over the completions of all processes
 
 Arrays are [B, T]: B completions of this process, padded on the right to T tokens as TRL pads their ids.
 """
@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densepath.alignment import check_policy
 from densepath.client import Client, Score
 from densepath.errors import InvalidRequestError
 from densepath.integrations import IntegrationError
+from densepath.integrations.alignment import check_policy
 from densepath.integrations.trl.checks import (
     Rule,
     check_columns,
@@ -31,8 +31,8 @@ from densepath.integrations.trl.checks import (
     check_settings,
     warn_of_kl,
 )
-from densepath.rewards import returns
-from densepath.trainer.advantages import Baseline, advantages
+from densepath.rewards.advantages import Baseline, advantages
+from densepath.rewards.reward import returns
 
 Float32 = NDArray[np.float32]
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from densepath.alignment import check_policy
 from densepath.client import AsyncClient, Client
 from densepath.errors import InvalidRequestError
+from densepath.integrations.alignment import check_policy
 from densepath.integrations.trl.checks import check_columns, check_processing_class
 
 

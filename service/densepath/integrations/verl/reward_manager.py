@@ -9,8 +9,8 @@ from torch import Tensor
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from densepath.alignment import check_policy
 from densepath.client import AsyncClient, Client
+from densepath.integrations.alignment import check_policy
 from densepath.integrations.verl.settings import check
 
 #: Seconds for a response's rewards, retries included: a service that restarts is back by then.

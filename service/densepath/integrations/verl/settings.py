@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from densepath.errors import InvalidRequestError
-from densepath.trainer.guards import LEAST_KL_COEFFICIENT
+from densepath.rewards.kl import KL_COEFFICIENT, LEAST_KL_COEFFICIENT
 
 AGENT_LOOP_MANAGER = "densepath.integrations.verl.agent_loop.DenseAgentLoopManager"
 REWARD_MANAGER = "DenseRewardManager"
@@ -131,7 +131,7 @@ def _warn_of_kl(config: Any) -> None:
         warnings.warn(
             f"the KL coefficient in the reward is {coefficient:g}: below {LEAST_KL_COEFFICIENT:g} dense "
             "rewards have risen while the policy got worse; set algorithm.use_kl_in_reward=True "
-            "algorithm.kl_ctrl.kl_coef=0.5",
+            f"algorithm.kl_ctrl.kl_coef={KL_COEFFICIENT:g}",
             stacklevel=3,
         )
 

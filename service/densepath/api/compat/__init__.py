@@ -1,0 +1,1 @@
+"""Routes in the forms of other servers: OpenAI, vLLM, SGLang and OpenRLHF."""

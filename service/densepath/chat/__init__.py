@@ -1,0 +1,1 @@
+"""Chat messages: checked, and rendered by the chat template of the tokenizer."""

@@ -1,0 +1,201 @@
+"""One model directory: its config, its tokenizer, its weights' files. Nothing that it brings is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from densepath.pair.identity import Identities, identify_all
+from densepath.pair.tensors import describe_dtypes, describe_tensors, expected_tensors, tied_twice
+from densepath.pair.tokenizer_files import REMOTE_CODE, TOKENIZER, Tokenizer, as_ids, read_tokenizer
+from densepath.pair.unreadable import unfinished
+from densepath.pair.weights import INDEX, Report, Tensors, read_json, read_weights, same_values
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+#: Config fields that say who wrote the file, and change no score.
+_VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "_from_model_config"})
+#: What configs call the longest sequence that the model takes.
+_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_QUANTISED = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.json and generation_config.json say. `stable` is both, without what changes no score.
+
+    `loaded` is config.json as transformers reads it.
+    """
+
+    architecture: str
+    embedding_size: int  # rows
+    context_length: int  # tokens
+    eos_token_ids: frozenset[int]
+    stable: Mapping[str, Any]
+    loaded: Any = field(repr=False)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights are stored in another form than the architecture's own."""
+        return any(self.stable["config"].get(name) for name in _QUANTISED)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory; what could not be read is None or left out, and has been reported.
+
+    `files` are its files as they were before anything of it was read. `notes` are whole sentences on what is
+    worth knowing and no fault.
+    """
+
+    directory: Path
+    config: Config | None
+    tokenizer: Tokenizer | None
+    weights: Mapping[str, Tensors]
+    files: Identities = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
+    """Read everything of a checkpoint but its tensors, and report each thing that is wrong."""
+    try:
+        with os.scandir(directory):
+            pass
+    except OSError as error:
+        report("", _no_directory(error))
+        return Checkpoint(directory, None, None, {})
+    files = identify_all(directory)
+    notes: list[str] = []
+    config = _read_config(directory, report)
+    tokenizer = read_tokenizer(directory, report) if config else None
+    if config and tokenizer and tokenizer.vocab_size > config.embedding_size:
+        report(
+            TOKENIZER,
+            f"has ids up to {tokenizer.vocab_size - 1}, and the embedding has {config.embedding_size} rows: "
+            "vocab_size must be larger than every id",
+        )
+    weights = read_weights(directory, report)
+    if config and weights:
+        _check_tensors(directory, config, weights, report, notes)
+    return Checkpoint(directory, config, tokenizer, weights, files, tuple(notes))
+
+
+def _no_directory(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "may not be read by this user: give the directory read and search permission"
+    return "is not a directory: it must be a model directory in Hugging Face form"
+
+
+def _check_tensors(
+    directory: Path, config: Config, weights: Mapping[str, Tensors], report: Report, notes: list[str]
+) -> None:
+    """Report tensors that are missing, unknown, of another shape, or tied and yet different."""
+    if config.quantised:
+        notes.append("The weights are quantised, so their tensors were not compared with the architecture.")
+        return
+    expected = expected_tensors(config.loaded, config.architecture)
+    if expected is None:
+        notes.append(
+            f"transformers builds no {config.architecture} from config.json, so the tensors were not "
+            "compared with the architecture."
+        )
+        return
+    file = INDEX if len(weights) > 1 else next(iter(weights))
+    held = {name: tensor for tensors in weights.values() for name, tensor in tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in held.items()}
+    problems = describe_tensors(expected, shapes)
+    problems += describe_dtypes(expected, {name: tensor.dtype for name, tensor in held.items()})
+    for problem in problems:
+        report(file, problem)
+    for name, source in () if problems else tied_twice(expected, shapes):
+        if not same_values(directory, weights, name, source):
+            report(
+                file,
+                f"{name} is not {source}, and config.json ties them: set tie_word_embeddings to false, or "
+                f"take {name} out",
+            )
+
+
+def fingerprint(value: Any) -> str:
+    """The SHA-256 of a JSON value in canonical form, 32 hex characters."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _read_config(directory: Path, report: Report) -> Config | None:
+    if not os.path.lexists(directory / CONFIG):
+        report(CONFIG, f"is missing{unfinished(directory)}: a model directory must have one")
+        return None
+    raw = read_json(directory / CONFIG, report)
+    generation: dict[str, Any] | None = {}
+    if os.path.lexists(directory / GENERATION_CONFIG):
+        generation = read_json(directory / GENERATION_CONFIG, report)
+    if raw is None:
+        return None
+    architecture = _architecture(raw, report)
+    if raw.get("auto_map"):
+        report(CONFIG, REMOTE_CODE)
+        return None
+    loaded = _load_config(directory, report)
+    if architecture is None or loaded is None or generation is None:
+        return None
+    text = loaded.get_text_config()
+    rows = _size(text, "vocab_size")
+    limit = next(filter(None, (_size(text, name) for name in _LIMITS)), None)
+    if rows is None:
+        report(CONFIG, "has no vocab_size: it must give the number of the embedding's rows")
+    if limit is None:
+        report(CONFIG, "has no max_position_embeddings: it must give the model's context length")
+    if rows is None or limit is None:
+        return None
+    return Config(
+        architecture=architecture,
+        embedding_size=rows,
+        context_length=limit,
+        eos_token_ids=as_ids(getattr(text, "eos_token_id", None)) | as_ids(generation.get("eos_token_id")),
+        stable={"config": _without_volatile(raw), "generation_config": _without_volatile(generation)},
+        loaded=loaded,
+    )
+
+
+def _architecture(raw: Mapping[str, Any], report: Report) -> str | None:
+    architectures = raw.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        report(CONFIG, "has no architectures: it must name the model's class")
+        return None
+    if len(architectures) != 1 or not str(architectures[0]).endswith("ForCausalLM"):
+        report(CONFIG, "names another architecture: it must be one *ForCausalLM class")
+        return None
+    return str(architectures[0])
+
+
+def _load_config(directory: Path, report: Report) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        config.get_text_config()  # raises where there are two
+        return config
+    except Exception:  # the library raises many kinds; their messages repeat the file and its path
+        report(
+            CONFIG,
+            "is refused by transformers: its model_type must be known and its fields of the right type",
+        )
+        return None
+
+
+def _size(config: Any, name: str) -> int | None:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _without_volatile(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_volatile(inner) for name, inner in value.items() if name not in _VOLATILE}
+    return [_without_volatile(inner) for inner in value] if isinstance(value, list) else value

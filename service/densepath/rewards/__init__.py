@@ -1,0 +1,1 @@
+"""Arithmetic on arrays, without I/O: rewards, returns, advantages, shaping."""

@@ -1,0 +1,64 @@
+"""What REINFORCE multiplies each token's score function by: returns less a baseline, KL to SFT included.
+
+    r'_t = r_t - b (log pi(y_t | s_t) - log p_sft(y_t | s_t))       the reward less its KL term
+    G_t  = r'_t + gamma G_{t+1}                                     gamma 1: the paper's return-to-go
+    A_t  = G_t - baseline_t                                         from other responses alone
+
+With gamma 1 the expected gradient is that of E[sum of r_t] - b KL(pi || p_sft) over whole responses. With
+gamma 0 each token is credited with its own reward and its own KL term. A baseline that a response has no
+part in leaves the expectation as it is, so all three are exact; they are enumerated in
+tests/trainer/reinforce/test_policy_gradient.py. Source: arXiv 2510.02493, Dense-Path REINFORCE; RLOO for the
+leave-one-out mean.
+
+Arrays are [N, T]: N responses, padded on the right to T tokens, with a mask that is True where a token is.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+
+
+class Baseline(StrEnum):
+    """Mean return at the same position of the other responses: of the batch, or of the same prompt."""
+
+    NONE = "none"
+    BATCH = "batch"
+    LEAVE_ONE_OUT = "leave-one-out"
+
+
+def with_kl(reward_N_T: Floats, logp_N_T: Floats, logp_sft_N_T: Floats, coefficient: float) -> Floats:
+    """r'_t = r_t - coefficient (log pi - log p_sft), nats; log pi is a constant here."""
+    return reward_N_T - coefficient * (logp_N_T - logp_sft_N_T)
+
+
+def returns_to_go(reward_N_T: Floats, mask_N_T: Mask, gamma: float) -> NDArray[np.float64]:
+    """G_t = r_t + gamma G_{t+1}, float64 [N, T]; 0 where there is no token."""
+    return_N_T = np.where(mask_N_T, reward_N_T, 0.0).astype(np.float64)
+    for t in range(return_N_T.shape[1] - 2, -1, -1):
+        return_N_T[:, t] += gamma * return_N_T[:, t + 1]
+    return np.where(mask_N_T, return_N_T, 0.0)
+
+
+def advantages(
+    return_N_T: Floats, mask_N_T: Mask, baseline: Baseline, prompt_N: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """A_t = G_t - baseline_t, float64 [N, T]; 0 where there is no token.
+
+    `prompt_N` names each response's prompt. The baseline at a position is the mean of the other responses
+    that have a token there, and 0 where there is none.
+    """
+    if baseline is Baseline.NONE:
+        return np.where(mask_N_T, return_N_T, 0.0).astype(np.float64)
+    same_N_N = np.ones((len(prompt_N), len(prompt_N)))
+    if baseline is Baseline.LEAVE_ONE_OUT:
+        same_N_N = (prompt_N[:, None] == prompt_N).astype(np.float64)
+    np.fill_diagonal(same_N_N, 0.0)
+    others_N_T = same_N_N @ mask_N_T
+    mean_N_T = same_N_N @ np.where(mask_N_T, return_N_T, 0.0) / np.maximum(others_N_T, 1.0)
+    return np.where(mask_N_T, return_N_T - mean_N_T, 0.0)

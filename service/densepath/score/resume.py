@@ -1,0 +1,207 @@
+"""What `densepath score` does: a file of items in, a file of scores out, resumed where it stopped.
+
+The items are read in chunks, so the input may be larger than memory. Each result goes at once to
+`OUT.partial.jsonl`, whose first line says what it belongs to. After a crash the same call goes on behind the
+last whole line; at the end the results become OUT, and the partial file is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from densepath.client.answers import renumbered
+from densepath.client.results import Score, Scores
+from densepath.errors import InvalidItemError, ModelVersionMismatchError
+from densepath.score.formats import (
+    WRITERS,
+    Item,
+    Result,
+    ScoreFileError,
+    check_formats,
+    count_items,
+    read_items,
+)
+
+__all__ = ["CHUNK_ITEMS", "Counts", "ScoreFileError", "score_file"]
+
+CHUNK_ITEMS = 256
+
+_HEAD_BYTES = 1 << 20
+_ARRAYS = {
+    "rewards": "reward_T",
+    "sft_logprobs": "logp_sft_T",
+    "reference_logprobs": "logp_reference_T",
+    "returns": "return_T",
+    "response_token_ids": "response_token_ids",
+    "positions": "positions",
+    "offsets": "offsets",
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many items of the file have a score, and how many an error."""
+
+    scored: int = 0
+    failed: int = 0
+
+    def plus(self, failed: bool) -> Counts:
+        """With one item more."""
+        return Counts(self.scored + (not failed), self.failed + failed)
+
+
+def score_file(
+    source: Path,
+    target: Path,
+    score_chunk: Callable[[list[Item]], Scores],
+    *,
+    model_version: str,
+    include: Sequence[str] = (),
+    gamma: float = 1.0,
+    progress: Callable[[int, int], None] = lambda done_items, total_items: None,
+    on_score: Callable[[Score], None] = lambda score: None,
+) -> Counts:
+    """Score every item of `source` into `target`; their suffixes say the formats.
+
+    An item that cannot be read or scored becomes a result with an error and no number; the others go on.
+    A result is the contract's item of an answer, with its `model_version`.
+
+    Args:
+        source: .jsonl (an item a line, blank lines aside) or .parquet (a column a field, null is absent).
+        target: .jsonl, .parquet or .safetensors (built in memory); it must not exist.
+        score_chunk: scores at most CHUNK_ITEMS items with on_error "item", this `include` and this `gamma`.
+        model_version: the pair version that every result must come from.
+        include: of "logprobs", "returns" and "tokens", as in a request.
+        gamma: of the returns.
+        progress: called with the items that are done and all items, at the start and after each chunk.
+        on_score: called with each score as it is written, numbered as in the file.
+
+    Raises:
+        ScoreFileError: a suffix that is not known, a target that exists, or a partial file of another input,
+            of other options or of another pair version.
+        ModelVersionMismatchError: `score_chunk` scored with another pair version.
+        DensepathError: what `score_chunk` raises; the results so far stay in the partial file.
+    """
+    check_formats(source, target)
+    if target.exists():
+        raise ScoreFileError(f"{target} exists: remove it, or name another output")
+    partial = target.with_name(f"{target.name}.partial.jsonl")
+    total = count_items(source)
+    with partial.open("a+b") as results:
+        counts = _resume(results, partial, _belonging(source, model_version, include, gamma))
+        done = counts.scored + counts.failed
+        progress(done, total)
+        items = islice(enumerate(read_items(source)), done, None)
+        while chunk := list(islice(items, CHUNK_ITEMS)):
+            for score in _scores(chunk, score_chunk, model_version):
+                _append(results, _result(score, model_version))
+                on_score(score)
+                counts = counts.plus(failed=score.error is not None)
+            done += len(chunk)
+            progress(done, total)
+    _finish(partial, target)
+    return counts
+
+
+def _belonging(source: Path, model_version: str, include: Sequence[str], gamma: float) -> dict[str, object]:
+    """What the results of a partial file must have in common."""
+    with source.open("rb") as head:
+        digest = hashlib.sha256(head.read(_HEAD_BYTES)).hexdigest()
+    return {
+        "input": {"bytes": source.stat().st_size, "head_sha256": digest},
+        "options": {"include": sorted(include), "gamma": gamma},
+        "pair version": model_version,
+    }
+
+
+def _resume(results: BinaryIO, partial: Path, belonging: dict[str, object]) -> Counts:
+    """Count the results that are there, and cut off the line that a kill left unfinished.
+
+    Raises:
+        ScoreFileError: they belong to something else.
+    """
+    results.seek(0)
+    first = _whole(results.readline())
+    if first is None:  # new, or killed before the first line was whole
+        results.truncate(0)
+        _append(results, belonging)
+        return Counts()
+    other = [name for name, value in belonging.items() if first.get(name) != value]
+    if other:
+        raise ScoreFileError(
+            f"{partial} is of another {' and '.join(other)}: remove it to score from the start"
+        )
+    counts, end = Counts(), results.tell()
+    while (result := _whole(results.readline())) is not None:
+        counts, end = counts.plus(failed=result.get("status") != "ok"), results.tell()
+    results.truncate(end)
+    return counts
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _append(results: BinaryIO, line: dict[str, object]) -> None:
+    results.write(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+    results.flush()
+
+
+def _scores(
+    chunk: list[tuple[int, Item | InvalidItemError]],
+    score_chunk: Callable[[list[Item]], Scores],
+    model_version: str,
+) -> list[Score]:
+    """The scores of a chunk in order, numbered as in the file."""
+    scores = {index: Score(index, error=item) for index, item in chunk if isinstance(item, InvalidItemError)}
+    items = {index: item for index, item in chunk if isinstance(item, dict)}
+    if items:
+        answer, indexes = score_chunk(list(items.values())), list(items)
+        if answer.model_version != model_version:
+            raise ModelVersionMismatchError("the pair was swapped while the file was scored: score it again")
+        for index, score in zip(indexes, answer, strict=True):
+            error = score.error and renumbered(score.error, indexes)
+            scores[index] = replace(score, index=index, error=error)
+    return [scores[index] for index, _ in chunk]
+
+
+def _result(score: Score, model_version: str) -> Result:
+    result: Result = {"index": score.index, "id": score.id}
+    if score.error is not None:
+        return result | {"status": "error", "error": score.error.detail(), "model_version": model_version}
+    result["status"] = "ok"
+    for name, attribute in _ARRAYS.items():
+        array = getattr(score, attribute)
+        if array is not None:
+            result[name] = array.tolist()
+    if score.tokens is not None:
+        result["tokens"] = list(score.tokens)
+    return result | {"sum": score.sum, "ended": score.ended, "model_version": model_version}
+
+
+def _finish(partial: Path, target: Path) -> None:
+    """The target appears whole or not at all, and only then the partial file goes."""
+    unfinished = target.with_name(f"{target.name}.tmp")
+    try:
+        with partial.open("rb") as results, unfinished.open("wb") as file:
+            results.readline()
+            WRITERS[target.suffix](results, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    partial.unlink()

@@ -1,0 +1,1 @@
+"""Checkpoints compared on held-out prompts, and handed to other judges."""

@@ -1,0 +1,93 @@
+"""Answers in the files that AlpacaEval, MT-Bench and Arena-Hard's own tools read, to be judged elsewhere.
+
+    alpaca_eval/NAME.json               AlpacaEval 0.6.6: `--model_outputs`
+    mt_bench/model_answer/NAME.jsonl    FastChat 0.2.36: data/mt_bench/model_answer/
+    arena_hard/model_answer/NAME.jsonl  Arena-Hard-Auto v2.0: data/arena-hard-v2.0/model_answer/
+
+What each file must hold was read off the code that reads it:
+- tatsu-lab/alpaca_eval at cd543a1, src/alpaca_eval/main.py `evaluate` and annotators/pairwise_evaluator.py:
+  a list of rows with `instruction`, by which they are joined to the reference's, `output` and `generator`.
+- lm-sys/FastChat at 0e6d3e4, fastchat/llm_judge/common.py `load_model_answers` and `run_judge_single`: the
+  model's name is the file's, a row is found by `question_id` (81 to 160, numbers), and
+  `choices[0].turns` is read.
+- lmarena/arena-hard-auto at 196f6b8, utils/completion.py `load_model_answers` and gen_judgment.py
+  `pairwise_judgment`: a row is found by `uid`, and `messages[-1].content.answer` is read.
+
+A prompt's `id` is its `question_id` and `uid`, its row's number where it has none. These answers are greedy;
+each tool decodes in a way of its own by default. Not covered:
+- MT-Bench's second question comes after the answer to the first, and one evaluation answers one turn. With
+  the first answers in `messages`, a second evaluation's file has both: assistant turns are earlier turns.
+- AlpacaEval is one turn: its `instruction` is the last user message.
+- Arena-Hard's style control needs `metadata`, which its utils/add_markdown_info.py adds to the file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from densepath.chat.render import text_of
+from densepath.trainer.types import Prompt
+
+Row = dict[str, Any]
+
+
+def write_answers(directory: Path, name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
+    """Write one checkpoint's answers, one a prompt, for all three tools; `name` is the model's name."""
+    name = name.replace("/", "-")  # it is a file's name, by which two of the tools know the model
+    pairs = list(zip(prompts, texts, strict=True))
+    alpaca = [alpaca_eval_row(prompt, text, name) for prompt, text in pairs]
+    _write(directory / "alpaca_eval" / f"{name}.json", json.dumps(alpaca, ensure_ascii=False, indent=1))
+    for tool, row in (("mt_bench", mt_bench_row), ("arena_hard", arena_hard_row)):
+        rows = (row(prompt, text, name, number) for number, (prompt, text) in enumerate(pairs, 1))
+        _write(directory / tool / "model_answer" / f"{name}.jsonl", _lines(rows))
+
+
+def alpaca_eval_row(prompt: Prompt, text: str, name: str) -> Row:
+    """An answer as AlpacaEval reads it."""
+    return {"instruction": _said(prompt, "user")[-1], "output": text, "generator": name}
+
+
+def mt_bench_row(prompt: Prompt, text: str, name: str, number: int) -> Row:
+    """An answer as FastChat's judge reads it; earlier assistant turns of the prompt come first."""
+    question = prompt.id or str(number)
+    return {
+        "question_id": int(question) if question.isdecimal() else question,
+        "answer_id": uuid.uuid4().hex,
+        "model_id": name,
+        "choices": [{"index": 0, "turns": [*_said(prompt, "assistant"), text]}],
+        "tstamp": time.time(),
+    }
+
+
+def arena_hard_row(prompt: Prompt, text: str, name: str, number: int) -> Row:
+    """An answer as Arena-Hard's judge reads it."""
+    return {
+        "uid": prompt.id or str(number),
+        "ans_id": uuid.uuid4().hex,
+        "model": name,
+        "messages": [*_messages(prompt), {"role": "assistant", "content": {"answer": text}}],
+        "tstamp": time.time(),
+    }
+
+
+def _messages(prompt: Prompt) -> list[Mapping[str, str]]:
+    return list(prompt.messages or ({"role": "user", "content": prompt.text},))
+
+
+def _said(prompt: Prompt, role: str) -> list[str]:
+    said = [message for message in _messages(prompt) if message["role"] == role]
+    return [text_of(message.get("content") or "", "content") for message in said]
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

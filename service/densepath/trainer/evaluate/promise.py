@@ -1,0 +1,102 @@
+"""What the figures of a probe come to: gains on plain SFT, and what they advise.
+
+A product with a reference also sharpens: p_sft^(1 + alpha) alone, without a reference, is sampled to be right
+more often than p_sft where its mode is. So that a gain from sharpening is not taken for the reference's, each
+alpha is also decoded without one. Greedily that changes nothing, and a greedy gain is the reference's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import densepath
+from densepath.trainer.evaluate.responses import Answers, mean_score, summary
+from densepath.trainer.evaluate.settings import ProbeSettings
+from densepath.trainer.evaluate.statistics import estimate_difference
+from densepath.trainer.evaluate.tables import GREEDY, SAMPLED, points
+
+#: An interval that holds for every choice together reaches far into the tails.
+RESAMPLES = 10_000
+
+RULE = (
+    "for each way of decoding, the choice whose gain on plain SFT has the highest lower bound, where that is "
+    "above 0; the bounds are those of intervals that hold for all choices and both ways together with 95 % "
+    "(Bonferroni)"
+)
+
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A reference, an alpha, and what decoding with them gave; plain SFT is alpha 0 without a reference."""
+
+    reference: str | None
+    alpha: float
+    greedy: Answers
+    sampled: Sequence[Answers]  # one a seed
+
+    def rounds(self) -> Mapping[str, Sequence[Answers]]:
+        """The answers by how they were decoded."""
+        return {GREEDY: [self.greedy], SAMPLED: self.sampled}
+
+
+def describe(choices: Sequence[Choice], prompts: int, settings: ProbeSettings) -> Found:
+    """Everything that was found, as JSON takes it. `choices` begins with plain SFT."""
+    plain, *others = choices
+    comparisons = 2 * sum(choice.reference is not None for choice in others)
+    found = [_describe(choice, plain, comparisons) for choice in others]
+    sharpened = {one["alpha"]: one for one in found if one["reference"] is None}
+    offered = [one for one in found if one["reference"] is not None]
+    return {
+        "kind": "probe",
+        "densepath": densepath.__version__,
+        "settings": asdict(settings),
+        "prompts": prompts,
+        "intervals": "95 %, prompts resampled, gains paired by prompt, seeds averaged within a prompt",
+        "plain": {how: summary(answers) for how, answers in plain.rounds().items()},
+        "sharpened": list(sharpened.values()),
+        "choices": offered,
+        "recommendation": recommend(offered, sharpened),
+    }
+
+
+def recommend(offered: Sequence[Found], sharpened: Mapping[float, Found]) -> Found:
+    """What the figures advise, by `RULE`: for each way of decoding a reference and an alpha, or None twice.
+
+    `sharpened` has, for each alpha, what it gives without a reference.
+    """
+    advice: Found = {"rule": RULE}
+    sentences = []
+    for how in (GREEDY, SAMPLED):
+        best = max(offered, key=lambda found: float(found[how]["joint_interval"][0]))
+        promised = best[how]["joint_interval"][0] > 0
+        gain = points({"value": best[how]["gain"]["value"], "interval": best[how]["joint_interval"]})
+        where = f"reference {best['reference']} with alpha {best['alpha']:g} (b = {best['b']:g})"
+        if promised:
+            sentence = f"{how}, {where} promises most, {gain} points on plain SFT"
+        else:
+            sentence = (
+                f"{how}, no reference promises a gain: the best bound is that of {where}, {gain} points"
+            )
+        if promised and how == SAMPLED:
+            alone = points(sharpened[best["alpha"]][SAMPLED]["gain"])
+            sentence += f", where the same alpha without a reference, which only sharpens, gives {alone}"
+        advice[how] = {
+            "reference": best["reference"] if promised else None,
+            "alpha": best["alpha"] if promised else None,
+        }
+        sentences.append(sentence)
+    return {**advice, "sentence": ". ".join(s[0].upper() + s[1:] for s in sentences) + "."}
+
+
+def _describe(choice: Choice, plain: Choice, comparisons: int) -> Found:
+    found: Found = {"reference": choice.reference, "alpha": choice.alpha, "b": 1 / choice.alpha}
+    for how, answers in choice.rounds().items():
+        score_N, plain_N = mean_score(answers), mean_score(plain.rounds()[how])
+        gain = estimate_difference(score_N, plain_N, resamples=RESAMPLES)
+        joint = estimate_difference(score_N, plain_N, level=1 - 0.05 / comparisons, resamples=RESAMPLES)
+        found[how] = {**summary(answers), "gain": asdict(gain), "joint_interval": joint.interval}
+    return found

@@ -1,0 +1,54 @@
+"""When a run stops before its last step: pure functions over the rows of metrics.jsonl.
+
+Reward alone is no stopping signal: without the KL term it keeps rising while accuracy falls (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+#: The KL of one step is a noisy mean over its responses.
+KL_STEPS = 3
+#: How many held-out checks in a row must be below the best one.
+CHECKS = 2
+
+
+def over_kl_budget(rows: Sequence[Row], budget: float | None) -> str | None:
+    """Why to stop: the mean KL to SFT of the last steps, nats a response, is over the budget."""
+    if budget is None or len(rows) < KL_STEPS:
+        return None
+    kl = sum(row["kl"] for row in rows[-KL_STEPS:]) / KL_STEPS
+    if kl <= budget:
+        return None
+    return f"the KL to SFT, {kl:.2f} nats a response over {KL_STEPS} steps, is over the budget of {budget:g}"
+
+
+def reward_is_hacked(rows: Sequence[Row], held_out_prompts: int) -> str | None:
+    """Why to stop: the reward has risen while the held-out check fell.
+
+    That is when each of the last checks lies below the best one by more than the 95 % half-width of a share
+    of `held_out_prompts`, and the reward at each is above that at the best one.
+    """
+    checks = [row for row in rows if row.get("held_out")]
+    if len(checks) <= CHECKS:
+        return None
+    best = max(checks[:-CHECKS], key=_held_out)
+    share = _held_out(best)
+    half_width = 1.96 * math.sqrt(max(share * (1 - share), 1e-4) / held_out_prompts)
+    for row in checks[-CHECKS:]:
+        if _held_out(row) >= share - half_width or row["reward"] <= best["reward"]:
+            return None
+    last = checks[-1]
+    return (
+        f"the reward rises ({best['reward']:+.2f} to {last['reward']:+.2f} nats) while the held-out check "
+        f"falls ({share:.1%} at step {best['step']} to {_held_out(last):.1%}): take the checkpoint of step "
+        f"{best['step']}, or a larger KL coefficient"
+    )
+
+
+def _held_out(row: Row) -> float:
+    return float(row["held_out"]["greedy"])

@@ -1,0 +1,173 @@
+"""Where each step's figures go besides metrics.jsonl: Prometheus, and the trackers that are asked for.
+
+A row is a line of metrics.jsonl. The files of the run are its record: a tracker that fails on the way is said
+once and left out, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from densepath.errors import InvalidRequestError
+from densepath.trainer.reinforce.trackers import open_tracker
+
+Row = Mapping[str, Any]
+
+#: A key of the row → the gauge's name after the prefix, and its help.
+GAUGES = {
+    "step": ("step", "The last finished step"),
+    "reward": ("reward_nats", "Mean sum of rewards a learned response, in nats"),
+    "reward_token": ("token_reward_nats", "Mean reward of a token, in nats"),
+    "kl": ("kl_nats", "Mean log-probability less that of the SFT model, a response, in nats"),
+    "objective": ("objective_nats", "Reward less its KL term, a response, in nats"),
+    "length": ("response_tokens", "Mean tokens of a response"),
+    "entropy": ("entropy_nats", "Estimated entropy of the policy, a token, in nats"),
+    "grad_norm": ("gradient_norm", "Norm of the gradient before clipping"),
+    "loss": ("loss", "The step's loss"),
+    "lr": ("learning_rate", "The step's learning rate"),
+    "logp_gap": (
+        "logp_gap_nats",
+        "Largest difference of a token's log-probability between learner and sampler, in nats",
+    ),
+}
+#: The same for counters; they count since this process began.
+COUNTERS = {
+    "responses": ("responses", "Responses sampled"),
+    "truncated": ("truncated_responses", "Responses cut at the token limit, and so not learned from"),
+}
+PHASES = ("rollout", "rewards", "forward_backward", "weight_update", "held_out")
+_PREFIX = "densepath_trainer_"
+_log = logging.getLogger(__name__)
+
+# A series a counter that says only when it was made.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Sink(Protocol):
+    """Takes the figures of every step."""
+
+    def step(self, row: Row) -> None:
+        """A step has ended with these figures."""
+
+    def waiting(self, away: bool) -> None:
+        """The reward service is away, or is back."""
+
+    def close(self) -> None:
+        """The run has ended, well or not."""
+
+
+class Sinks:
+    """Several sinks as one, closed at the end of a `with`."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+
+    def step(self, row: Row) -> None:
+        """Give every sink the row; one that fails gets no more."""
+        for sink in tuple(self._sinks):
+            try:
+                sink.step(row)
+            except Exception:
+                _log.warning("%s failed at step %s and gets no more steps", sink, row["step"], exc_info=True)
+                self._sinks.remove(sink)
+                _close(sink)
+
+    def waiting(self, away: bool) -> None:
+        """Tell every sink that the reward service is away, or is back."""
+        for sink in self._sinks:
+            sink.waiting(away)
+
+    def __enter__(self) -> Sinks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._sinks:
+            _close(self._sinks.pop())
+
+
+class PrometheusSink:
+    """Gauges of the last step and counters, on a port of their own; port 0 takes a free one."""
+
+    def __init__(self, port: int) -> None:
+        """Raises InvalidRequestError where the port can't be had."""
+        registry = CollectorRegistry()
+        self._gauges = {
+            key: Gauge(_PREFIX + name, text, registry=registry) for key, (name, text) in GAUGES.items()
+        }
+        self._counters = {
+            key: Counter(_PREFIX + name, text, registry=registry) for key, (name, text) in COUNTERS.items()
+        }
+        self._held_out = Gauge(
+            _PREFIX + "held_out", "Share of held-out prompts answered right", ["kind"], registry=registry
+        )
+        self._seconds = Counter(
+            _PREFIX + "phase_seconds", "Seconds spent in a part of the step", ["phase"], registry=registry
+        )
+        self._waiting = Gauge(_PREFIX + "waiting", "1 while the reward service is away", registry=registry)
+        for phase in PHASES:
+            self._seconds.labels(phase)
+        try:
+            self._server, self._thread = start_http_server(port, registry=registry)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"--metrics-port {port} cannot be listened on ({error.strerror}): name a free port"
+            ) from error
+        self.port: int = self._server.server_port
+
+    def step(self, row: Row) -> None:
+        """Set the gauges and add to the counters what the row has."""
+        for key, gauge in self._gauges.items():
+            if row.get(key) is not None:
+                gauge.set(row[key])
+        for key, counter in self._counters.items():
+            counter.inc(row.get(key) or 0)
+        for kind, share in (row.get("held_out") or {}).items():
+            self._held_out.labels(kind).set(share)
+        for phase in PHASES:
+            self._seconds.labels(phase).inc((row.get("seconds") or {}).get(phase, 0.0))
+
+    def waiting(self, away: bool) -> None:
+        """Show whether the reward service is away."""
+        self._waiting.set(away)
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def open_sinks(names: Sequence[str], metrics_port: int | None, run_dir: Path) -> Sinks:
+    """The trackers of these names (trackers.TRACKERS), and Prometheus on `metrics_port`; none for None or 0.
+
+    Nothing is written into `run_dir` before the first step. Raises InvalidRequestError where a tracker is
+    unknown, not installed or cannot start, or the port is taken; what was open is closed again.
+    """
+    sinks: list[Sink] = []
+    with ExitStack() as opened:
+        for name in dict.fromkeys(names):
+            sinks.append(open_tracker(name, run_dir))
+            opened.callback(_close, sinks[-1])
+        if metrics_port:
+            sinks.append(PrometheusSink(metrics_port))
+        opened.pop_all()
+    return Sinks(sinks)
+
+
+def _close(sink: Sink) -> None:
+    try:
+        sink.close()
+    except Exception:
+        _log.warning("%s could not be closed", sink, exc_info=True)

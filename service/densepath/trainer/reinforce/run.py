@@ -1,0 +1,232 @@
+"""From settings to a run: what it needs is checked and opened here, its progress told, its state kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from densepath.errors import InvalidRequestError
+from densepath.integrations.alignment import AlignmentError, check_policy
+from densepath.pair.checkpoint import read_checkpoint
+from densepath.rewards.kl import LEAST_KL_COEFFICIENT
+from densepath.sequences import Tokenizer
+from densepath.trainer.checking import Checker
+from densepath.trainer.prompts import read_prompts
+from densepath.trainer.reinforce.batch import Response
+from densepath.trainer.reinforce.checkpoints import (
+    load_tensors,
+    newest_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from densepath.trainer.reinforce.dense_path import DensePath
+from densepath.trainer.reinforce.journal import CHECKPOINTS, FINAL, Journal
+from densepath.trainer.reinforce.learner import Learner
+from densepath.trainer.reinforce.metrics import Sinks, open_sinks
+from densepath.trainer.reinforce.reward_calls import RewardCalls
+from densepath.trainer.reinforce.sampling import Sampler
+from densepath.trainer.reinforce.settings import Precision, TrainSettings
+from densepath.trainer.reinforce.step_row import Row
+from densepath.trainer.reinforce.workers import Workers
+from densepath.trainer.rollouts.engines import build_rollouts
+from densepath.trainer.types import Prompt
+
+#: Scored responses kept of each step, for people to look at.
+SAMPLES = 16
+
+
+def train(settings: TrainSettings, say: Console) -> str:
+    """Run, or go on with, Dense-Path REINFORCE. Returns why it ended.
+
+    Raises DensepathError or TrainerError where it cannot go on; the same settings then go on from the last
+    checkpoint.
+    """
+    with ExitStack() as stack:
+        workers = stack.enter_context(Workers())
+        say = say if workers.first else Console(quiet=True)
+        _check(settings, workers, say)
+        sinks = stack.enter_context(
+            open_sinks(settings.trackers(), settings.metrics_port, settings.run)
+            if workers.first
+            else Sinks([])
+        )
+        bar = stack.enter_context(_Bar(settings, say))
+
+        def on_wait(words: str | None) -> None:
+            bar.waits(words)
+            sinks.waiting(words is not None)
+
+        rewards = stack.enter_context(
+            RewardCalls(
+                settings.url, api_key=settings.api_key, wait_seconds=settings.wait_seconds, on_wait=on_wait
+            )
+        )
+        sampler = stack.enter_context(closing(_sampler(settings, workers, rewards)))
+        learner = Learner(
+            settings.sft,
+            workers,
+            learning_rate=settings.learning_rate,
+            clip_gradient=settings.clip_gradient,
+            micro_batch=settings.micro_batch,
+            bfloat16=settings.precision is Precision.BFLOAT16,
+        )
+        journal = Journal(settings.run, settings.deciding(), rewards.pair) if workers.first else None
+        rows = _go_back(settings, workers, learner, journal, say)
+        if rows:
+            sampler.load_weights(learner.weights())
+        run = DensePath(settings, workers, learner, sampler)
+        bar.shows(rows)
+        for row, responses in run.steps(rows):
+            bar.shows(rows)
+            sinks.step(row)
+            if journal:
+                journal.add(row, _samples(row, responses, sampler))
+            if row["step"] % settings.save_every == 0 or run.why_stop(rows):
+                _save(settings, learner, journal, row["step"])
+        why = run.why_stop(rows) or ""
+        _finish(settings, learner, journal, len(rows), why)
+        return why
+
+
+def _check(settings: TrainSettings, workers: Workers, say: Console) -> None:
+    """What can be known before anything is loaded."""
+    if settings.prompts_per_step % workers.count:
+        raise InvalidRequestError(
+            f"--prompts-per-step {settings.prompts_per_step} must be divisible by "
+            f"the {workers.count} processes that train"
+        )
+    if settings.kl < LEAST_KL_COEFFICIENT:
+        say.print(
+            f"[yellow]warning[/yellow] --kl {settings.kl:g} is below {LEAST_KL_COEFFICIENT:g}: without a KL "
+            "term the policy collapses while its reward rises"
+        )
+
+
+def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) -> Sampler:
+    pair = rewards.pair
+    tokenizer = _tokenizer(settings.sft, pair)
+    prompts = read_prompts(settings.prompts, tokenizer)
+    held_out = read_prompts(settings.held_out, tokenizer) if settings.held_out else []
+    checker = Checker(settings.checker)
+    checker.require_answers(held_out)
+    _require_room([*prompts, *held_out], settings.max_new_tokens, pair["context_length"])
+    rollouts = build_rollouts(
+        settings.rollout_engine,
+        settings.sft,
+        max_new_tokens=settings.max_new_tokens,
+        eos_ids=frozenset(pair["eos_token_ids"]),
+        max_model_len=pair["context_length"],
+        dtype=settings.precision.value,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        processes=workers.count,
+    )
+    return Sampler(
+        settings, workers, rollouts, rewards, prompts, held_out, checker, tokenizer, pair["vocab_size"]
+    )
+
+
+def _tokenizer(sft: Path, pair: dict[str, Any]) -> Tokenizer:
+    """The policy's tokenizer, which must be the pair's: the ids are what is scored."""
+    from transformers import AutoTokenizer
+
+    problems: list[str] = []
+    checkpoint = read_checkpoint(sft, lambda file, message: problems.append(f"{file} {message}"))
+    if problems or checkpoint.tokenizer is None:
+        raise InvalidRequestError(f"--sft is no checkpoint to start from: {'; '.join(problems)}")
+    try:
+        check_policy(sft, pair)
+    except AlignmentError as error:
+        raise InvalidRequestError(
+            f"--sft does not go with the pair that the service serves: {error}; or serve the pair of this one"
+        ) from error
+    return Tokenizer(AutoTokenizer.from_pretrained(sft, trust_remote_code=False, local_files_only=True))
+
+
+def _require_room(prompts: Sequence[Prompt], max_new_tokens: int, context_length: int) -> None:
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    if longest + max_new_tokens > context_length:
+        raise InvalidRequestError(
+            f"the longest prompt has {longest} tokens and --max-new-tokens is {max_new_tokens}: together "
+            f"they must fit the context length of {context_length}"
+        )
+
+
+def _go_back(
+    settings: TrainSettings, workers: Workers, learner: Learner, journal: Journal | None, say: Console
+) -> list[Row]:
+    """Put the learner where the newest checkpoint was; the rows up to there, in every process."""
+    found = newest_checkpoint(settings.run / CHECKPOINTS, say.print) if journal else None
+    step, directory = workers.gather(found)[0] or (0, None)
+    if directory is not None:
+        learner.load(*load_tensors(directory))
+        say.print(f"going on after step {step}, from {directory}", soft_wrap=True)
+    rows: list[Row] = workers.gather(journal.go_back(step) if journal else [])[0]
+    return rows
+
+
+def _save(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int) -> None:
+    # Sharded tensors are gathered in every process, one at a time; the first keeps them.
+    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
+    moments = [(name, tensor.cpu()) for name, tensor in learner.moments() if journal]
+    if journal:
+        journal.sync()
+        folder = settings.run / CHECKPOINTS
+        save_checkpoint(folder, step, settings.sft, weights, moments, keep=settings.keep)
+
+
+def _finish(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int, why: str) -> None:
+    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
+    if journal:
+        save_model(settings.run / FINAL, settings.sft, weights)
+        journal.stop(step, why)
+
+
+def _samples(row: Row, responses: Sequence[Response], sampler: Sampler) -> list[Row]:
+    scored = [one for one in responses if one.reward_T is not None][:SAMPLES]
+    return [
+        {
+            "step": row["step"],
+            "prompt": sampler.prompts[one.prompt].text,
+            "tokens": sampler.tokenizer.token_strings(one.response_ids),
+            "rewards": [round(float(reward), 5) for reward in one.reward_T],  # type: ignore[union-attr]
+            "sum": float(one.reward_T.sum(dtype="float64")),  # type: ignore[union-attr]
+            "ended": one.ended,
+        }
+        for one in scored
+    ]
+
+
+class _Bar:
+    """The run's progress for people: steps, and the last one's figures."""
+
+    def __init__(self, settings: TrainSettings, say: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar, self._say = Progress(*columns, console=say), say
+        self._task = self._bar.add_task("waiting for the service", total=settings.steps)
+
+    def waits(self, words: str | None) -> None:
+        """The service is away, in words; None: it is back."""
+        self._say.print(words or "the service is back", soft_wrap=True, markup=False)
+
+    def shows(self, rows: Sequence[Row]) -> None:
+        """The figures of the last row."""
+        last = rows[-1] if rows else None
+        words = "training"
+        if last:
+            words = f"reward {last['reward']:+.2f}  KL {last['kl']:.2f}  length {last['length']:.1f}"
+        checks = [row["held_out"]["greedy"] for row in rows if row.get("held_out")]
+        if checks:
+            words += f"  held-out {checks[-1]:.1%}"
+        self._bar.update(self._task, description=words, completed=len(rows))
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()

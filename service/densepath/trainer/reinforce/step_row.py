@@ -1,0 +1,71 @@
+"""A step's figures: one row of metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from densepath.trainer.reinforce.batch import Response
+from densepath.trainer.reinforce.learner import StepFigures
+from densepath.trainer.reinforce.settings import TrainSettings
+
+Row = dict[str, Any]
+
+
+class Clock:
+    """The seconds of each phase of a step, since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside."""
+        start = time.perf_counter()
+        yield
+        self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """By phase, and in total."""
+        return {**self._phases, "total": time.perf_counter() - self._start}
+
+
+def describe(
+    step: int, responses_N: Sequence[Response], figures: Sequence[StepFigures], settings: TrainSettings
+) -> Row:
+    """The figures of one step from all processes' responses and each process's `figures`.
+
+    Rewards and KL are means over the learned responses of sums in nats; the entropy is the mean of -log pi
+    of the sampled tokens, which is its unbiased estimate.
+    """
+    learned = [one for one in responses_N if one.reward_T is not None and one.logp_sft_T is not None]
+    reward_N = np.array([_sum(one.reward_T) for one in learned])
+    kl_N = np.array([_sum(one.logp_T) - _sum(one.logp_sft_T) for one in learned])
+    length_N = np.array([len(one.response_ids) for one in responses_N])
+    logp = np.concatenate([one.logp_T for one in responses_N])
+    updated = np.concatenate([logp_T for each in figures for logp_T in each.logp_N_T])
+    return {
+        "step": step,
+        "reward": float(reward_N.mean()),
+        "reward_token": float(reward_N.sum() / sum(len(one.response_ids) for one in learned)),
+        "kl": float(kl_N.mean()),
+        "objective": float(reward_N.mean() - settings.kl * kl_N.mean()),
+        "length": float(length_N.mean()),
+        "truncated": sum(not one.ended for one in responses_N),
+        "out_of_vocabulary": len(responses_N) - len(learned) - sum(not one.ended for one in responses_N),
+        "responses": len(responses_N),
+        "entropy": float(-logp.mean()),
+        "grad_norm": figures[0].grad_norm,
+        "loss": figures[0].loss,
+        "lr": settings.learning_rate,
+        "logp_gap": float(np.abs(updated - logp).max()),
+    }
+
+
+def _sum(array_T: Any) -> float:
+    return float(np.sum(array_T, dtype=np.float64))

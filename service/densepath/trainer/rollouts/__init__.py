@@ -1,0 +1,1 @@
+"""Responses sampled from a policy, by vLLM or by transformers."""

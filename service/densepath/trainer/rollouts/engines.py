@@ -1,0 +1,58 @@
+"""The rollouts that were asked for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from densepath.trainer.types import Rollouts
+
+#: Without a word from the operator: a quarter of a GPU is the sampler's, the rest the learner's.
+GPU_SHARE = 0.25
+CPU_KV_CACHE_BYTES = 256 << 20
+
+
+class RolloutEngine(StrEnum):
+    """What samples from the policy."""
+
+    VLLM = "vllm"
+    TRANSFORMERS = "transformers"
+
+
+def build_rollouts(
+    kind: RolloutEngine,
+    directory: Path,
+    *,
+    max_new_tokens: int,
+    eos_ids: frozenset[int],
+    max_model_len: int,
+    dtype: str = "float32",
+    gpu_memory_utilization: float | None = None,
+    processes: int = 1,
+) -> Rollouts:
+    """Rollouts from the checkpoint in `directory`, at most `max_new_tokens` a response.
+
+    `processes` is how many train together, each with rollouts of its own. `max_model_len` counts a prompt
+    and its response.
+    """
+    if kind is RolloutEngine.TRANSFORMERS:
+        from densepath.trainer.rollouts.transformers import TransformersRollouts
+
+        return TransformersRollouts(directory, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
+    import torch
+
+    from densepath.trainer.rollouts.vllm import VllmRollouts
+
+    memory: dict[str, Any] = {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES, "block_size": 32}
+    if torch.cuda.is_available():
+        memory = {"gpu_memory_utilization": gpu_memory_utilization or GPU_SHARE}
+    return VllmRollouts(
+        directory,
+        max_new_tokens=max_new_tokens,
+        eos_ids=eos_ids,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        memory=memory,
+        processes=processes,
+    )

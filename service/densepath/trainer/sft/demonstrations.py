@@ -1,0 +1,102 @@
+"""Demonstrations as token ids: exactly the ids that the service makes of the same conversation.
+
+They are tokenised here and not by TRL. TRL tokenises prompt and answer as one text, in which tokens may merge
+across the boundary, and of a conversation it takes for the end whatever the chat template prints after the
+answer: with many templates that is a line break after the EOS token, with some no EOS at all. The service
+tokenises each side on its own and joins them, and a model that is rewarded by it must learn the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.chat.render import text_of
+from densepath.errors import InvalidRequestError
+from densepath.sequences import Sequence, Tokenizer
+from densepath.trainer.prompts import read_rows
+
+#: The label of a token that is not learned.
+IGNORED = -100
+
+_FORMS = "a row has messages and response, prompt and response, or messages that end with the assistant's"
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What a run learns from, and what it validates on."""
+
+    learned: ListLike[Sequence]
+    held_out: ListLike[Sequence]
+    too_long: int  # rows that were left out
+
+
+def read_demonstrations(path: Path, fast_tokenizer: Any) -> list[Sequence]:
+    """The demonstrations of a file; scored are the response's tokens and the EOS token after it.
+
+    Chat goes through the chat template with a generation prompt, as in the service's chat form; text is
+    tokenised as in its text form. EOS comes once: a response that is written with it gets no second one.
+    Raises InvalidRequestError, naming the row.
+    """
+    if fast_tokenizer.eos_token is None:
+        raise InvalidRequestError("the base model's tokenizer has no EOS token: no response could end")
+    tokenizer, eos = Tokenizer(fast_tokenizer), str(fast_tokenizer.eos_token)
+    sequences = []
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            sequences.append(_tokenize(row, tokenizer, eos))
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{path} row {number}: {error.message}") from error
+    return sequences
+
+
+def split(
+    sequences: ListLike[Sequence], share: float, seed: int
+) -> tuple[ListLike[Sequence], ListLike[Sequence]]:
+    """Those to learn from, and those held out: `share` of them, at random and one at least."""
+    held_out = max(1, round(share * len(sequences)))
+    if held_out >= len(sequences):
+        raise InvalidRequestError(f"{len(sequences)} demonstrations are too few to hold some out")
+    order = np.random.default_rng(seed).permutation(len(sequences))
+    return [sequences[i] for i in sorted(order[held_out:])], [sequences[i] for i in sorted(order[:held_out])]
+
+
+def to_columns(sequences: Iterable[Sequence]) -> dict[str, list[list[int]]]:
+    """`input_ids` and `labels` of each sequence, for TRL; labels are the scored tokens."""
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for sequence in sequences:
+        labels_L = np.full_like(sequence.token_ids_L, IGNORED)
+        labels_L[sequence.positions_T] = sequence.scored_ids_T
+        columns["input_ids"].append(sequence.token_ids_L.tolist())
+        columns["labels"].append(labels_L.tolist())
+    return columns
+
+
+def _tokenize(row: Mapping[str, Any], tokenizer: Tokenizer, eos: str) -> Sequence:
+    messages, prompt, response = (row.get(name) for name in ("messages", "prompt", "response"))
+    if messages is not None and not _is_conversation(messages):
+        raise InvalidRequestError("messages is not a list of objects that each have a role")
+    if messages is not None and response is None:
+        if not messages or messages[-1]["role"] != "assistant":
+            raise InvalidRequestError(f"its last message is not the assistant's: {_FORMS}")
+        *messages, last = messages
+        response = text_of(last.get("content"), f"messages[{len(messages)}].content")
+    if not isinstance(response, str) or (messages is None) == (not isinstance(prompt, str)):
+        raise InvalidRequestError(f"it is no demonstration: {_FORMS}")
+    append_eos = not response.endswith(eos)
+    if messages is None:
+        return tokenizer.from_text(str(prompt), response, append_eos=append_eos)
+    return tokenizer.from_chat(
+        messages, response, append_eos=append_eos, template_kwargs=row.get("chat_template_kwargs")
+    )
+
+
+def _is_conversation(messages: Any) -> bool:
+    return isinstance(messages, list) and all(
+        isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in messages
+    )
