@@ -24,8 +24,9 @@ from _one_thread import SETTINGS
 from _side_by_side import Contender, as_records, as_table, measure
 from rich.console import Console
 
+from densepath.config import EngineOptions
 from densepath.engine.transformers import TransformersScorer
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.arguments import engine_arguments
 from densepath.sequences import Sequence, from_response
 
 console = Console(width=110)

@@ -16,7 +16,7 @@ from rich.console import Console
 from checkpoints import make_checkpoint
 from damage import set_values
 from densepath import cli
-from densepath.commands.serve import directories
+from densepath.commands.pairs import directories
 from densepath.config import ServeSettings
 from densepath.pair.pair import load_pair
 from live import serving
@@ -155,7 +155,10 @@ def test_score_with_a_pair_in_this_process(run: Run, pair_dirs: tuple[Path, Path
     ("words", "what"),
     [
         (["--url", "http://127.0.0.1:1"], "say where the results go"),
-        (["-o", "out.jsonl"], "give --url of a service, or both --sft and --reference"),
+        (
+            ["-o", "out.jsonl"],
+            "give --url of a service, or a pair: both --sft and --reference, or --pair, or --demo",
+        ),
         (["-o", "out.xyz", "--url", "http://127.0.0.1:1"], ".jsonl"),
     ],
 )
@@ -244,3 +247,28 @@ def test_sft_names_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     status, _, err = run("sft", "--base", ".")
     assert status == 2
     assert "Missing option '--demonstrations'" in err
+
+
+@pytest.mark.parametrize("command", ["check", "serve", "score", "sft", "probe", "eval", "train"])
+def test_every_command_with_settings_reads_the_environment_and_a_file(
+    command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = tmp_path / "unknown.toml"
+    unknown.write_text("no-such-option = 1")
+    status, _, err = run(command, "--config", unknown)
+    assert (status, "has unknown options: no_such_option" in " ".join(err.replace("│", " ").split())) == (
+        2,
+        True,
+    )
+    monkeypatch.setenv("DENSEPATH_CONFIG", str(tmp_path / "missing.toml"))
+    status, _, err = run(command)
+    assert (status, "read as TOML" in " ".join(err.replace("│", " ").split())) == (2, True)
+
+
+def test_check_does_not_take_the_name_of_an_engine_for_its_flag(
+    run: Run, pair_dirs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DENSEPATH_ENGINE", "vllm")  # as in a container that serves
+    monkeypatch.setenv("DENSEPATH_SFT", str(pair_dirs[0]))
+    status, out, _ = run("check", "--reference", pair_dirs[1])
+    assert (status, "version" in out) == (0, True)

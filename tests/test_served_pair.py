@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from densepath import Client
-from densepath.commands.serve import load_tokenizer
+from densepath.commands.pairs import load_tokenizer
 from densepath.engine.transformers import TransformersScorer
 from densepath.pair.pair import load_pair
 from densepath.sequences import Sequence, Tokenizer, from_mask, from_response

@@ -108,7 +108,8 @@ def _answer(settings: dict[str, Any]) -> None:
     # isort: split
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+    from densepath.config import EngineOptions
+    from densepath.engine.vllm.arguments import engine_arguments
     from densepath.engine.vllm.engine import OfflineVllm
 
     preempted: list[str] = []

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import densepath
-from densepath.config import ALLOW_SAME, ENVIRONMENT, Engine, ServeSettings, Verify, takes
+from densepath.config import ENVIRONMENT, CheckSettings, ScoreSettings, ServeSettings, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
 from densepath.score.formats import ScoreFileError
 from densepath.trainer.errors import TrainerError
@@ -52,80 +52,33 @@ def serve(settings: ServeSettings) -> None:
     serve_pair(settings, say)
 
 
-@app.command()
-def check(
-    sft: Annotated[Path, typer.Option(help="Directory of the SFT checkpoint.")],
-    reference: Annotated[Path, typer.Option(help="Directory of the reference checkpoint.")],
-    allow_same: Annotated[bool, ALLOW_SAME] = False,
-    engine: Annotated[
-        bool,
-        typer.Option(
-            "--engine", help="Also start the vLLM engine, and hold its numbers against those of transformers."
-        ),
-    ] = False,
-    dtype: Annotated[str, typer.Option(help="As serve's.")] = "auto",
-    max_model_len: Annotated[int | None, typer.Option(help="As serve's.", min=2)] = None,
-) -> None:
-    """Say whether two directories are a pair, what is wrong if not, and the pair's version.
+@app.command(context_settings=ENVIRONMENT)
+@takes(CheckSettings)
+def check(settings: CheckSettings) -> None:
+    """Check whether two directories are a pair, and print the version of the pair or what is wrong.
 
-    With --engine, a handful of sequences goes through the engine exactly as it would serve, and through
-    transformers. A difference past the limit names the model and the sequence, and ends with status 1.
+    With --engine, some sequences are scored by the engine exactly as `densepath serve` would run it, and by
+    transformers. If they differ by more than the limit, the command names the model and the sequence, and
+    ends with status 1. Give the same engine options as to `densepath serve`.
     """
-    from densepath.commands.serve import check_pair
+    from densepath.commands.check import check_pair
 
-    settings = ServeSettings(
-        sft=sft,
-        reference=reference,
-        allow_same=allow_same,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        verify=Verify.ALWAYS,
-    )
-    if not check_pair(settings, say, with_engine=engine):
+    if not check_pair(settings, say):
         raise typer.Exit(1)
 
 
-@app.command()
-def score(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Items: .jsonl or .parquet.", exists=True)],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Results: .jsonl, .parquet or .safetensors.")
-    ] = None,
-    url: Annotated[str | None, typer.Option(help="A running service.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="DENSEPATH_API_KEY", help="Key of that service.")
-    ] = None,
-    sft: Annotated[Path | None, typer.Option(help="Without a service: the SFT checkpoint.")] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="Without a service: the reference checkpoint.")
-    ] = None,
-    engine: Annotated[Engine, typer.Option(help="Without a service: the engine.")] = Engine.VLLM,
-    allow_same: Annotated[bool, ALLOW_SAME] = False,
-    include: Annotated[
-        list[str] | None, typer.Option(help="More for each item: logprobs, returns, tokens. May be repeated.")
-    ] = None,
-    gamma: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the returns.")] = 1.0,
-    show: Annotated[bool, typer.Option("--show", help="Print the tokens coloured by reward.")] = False,
-) -> None:
-    """Score a file of items, by a running service or with the pair in this process.
+@app.command(context_settings=ENVIRONMENT)
+@takes(ScoreSettings)
+def score(settings: ScoreSettings) -> None:
+    """Score a file of items, with a running service or with the pair in this process.
 
-    An item is what POST /v1/rewards takes, for example {"prompt": "2 + 2 =", "response": " 4"}. Results go to
-    OUT as they come; the same command goes on where a killed one stopped. A bad item becomes an error, with
-    no number, and the others go on.
+    An item is what POST /v1/rewards takes, for example {"prompt": "2 + 2 =", "response": " 4"}. Results are
+    written as they come. If the command is killed, the same command resumes where it stopped. An item that
+    cannot be scored gets an error and no number; the other items are scored.
     """
-    from densepath.commands.score import Job, score_offline
+    from densepath.commands.score import score_offline
 
-    job = Job(source, output, tuple(include or ()), gamma, show)
-    counts = score_offline(
-        job,
-        say,
-        url=url,
-        api_key=api_key,
-        sft=sft,
-        reference=reference,
-        engine=engine,
-        allow_same=allow_same,
-    )
+    counts = score_offline(settings, say)
     say.print(f"{counts.scored} scored, {counts.failed} failed")
     if counts.failed:
         raise typer.Exit(1)
@@ -146,7 +99,7 @@ def train(settings: TrainSettings) -> None:
     say.print(f"the policy lies in {settings.run / 'final'}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(context_settings=ENVIRONMENT)
 @takes(ProbeSettings)
 def probe(settings: ProbeSettings) -> None:
     """Say which reference promises a gain on plain SFT, before anything is trained.
@@ -159,7 +112,7 @@ def probe(settings: ProbeSettings) -> None:
     run_probe(settings, say, Console(highlight=False))
 
 
-@app.command("eval")
+@app.command("eval", context_settings=ENVIRONMENT)
 @takes(EvalSettings)
 def evaluate(settings: EvalSettings) -> None:
     """Compare checkpoints on held-out prompts: greedy and sampled, with intervals, paired with the first.

@@ -1,8 +1,10 @@
-"""Every setting of `densepath serve`, once: its flag, its variable, its key in a TOML file, its help.
+"""The settings of `serve`, `check` and `score`.
+
+Each is declared once: its flag, its variable, its key in a TOML file and its help text.
 
 A flag wins over the environment (`DENSEPATH_` and the name in capitals), which wins over the file. Loading
-this module loads neither torch nor the server. Other commands declare their settings in the same way, beside
-their code.
+this module loads neither torch nor the server. The trainer's commands declare their settings in the same way,
+beside their code.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 #: For `typer`: each option of a command is also `DENSEPATH_…` in the environment.
 ENVIRONMENT = {"auto_envvar_prefix": "DENSEPATH"}
+
+
+#: Headings of `--help`.
+PAIR, ENGINE, LIMITS = "The pair", "The engine", "Limits"
 
 
 class Engine(StrEnum):
@@ -63,97 +69,230 @@ def _read_file(context: typer.Context, path: Path | None) -> Path | None:
 #: The type of the field `config` of every settings class.
 CONFIG_FILE = Annotated[
     Path | None,
-    typer.Option(help="TOML file with these options.", is_eager=True, callback=_read_file, dir_okay=False),
+    typer.Option(
+        help="TOML file with any of these options.", is_eager=True, callback=_read_file, dir_okay=False
+    ),
 ]
-
-#: Of every command that reads a pair.
-ALLOW_SAME = typer.Option(
-    "--allow-same", help="Take a pair whose two checkpoints are the same: every reward is 0."
-)
 
 
 @dataclass(frozen=True)
-class ServeSettings:
-    """What `densepath serve` is told."""
+class PairSettings:
+    """Which two checkpoints are the pair."""
 
-    sft: Annotated[Path | None, typer.Option(help="Directory of the SFT checkpoint.")] = None
-    reference: Annotated[Path | None, typer.Option(help="Directory of the reference checkpoint.")] = None
+    sft: Annotated[
+        Path | None, typer.Option(help="Directory of the SFT checkpoint.", rich_help_panel=PAIR)
+    ] = None
+    reference: Annotated[
+        Path | None, typer.Option(help="Directory of the reference checkpoint.", rich_help_panel=PAIR)
+    ] = None
     pair: Annotated[
         Path | None,
-        typer.Option(help="Instead of both: a run of `densepath sft`."),
+        typer.Option(
+            help="Directory of a run of `densepath sft`, instead of --sft and --reference.",
+            rich_help_panel=PAIR,
+        ),
     ] = None
     reference_at: Annotated[
         float,
         typer.Option(
-            help="With --pair: the reference, by its share of the samples; 0: the base model.",
+            help="With --pair: take the checkpoint after this share of the training samples as the "
+            "reference. 0 is the base model.",
             min=0.0,
             max=1.0,
+            rich_help_panel=PAIR,
         ),
     ] = 0.5
-    allow_same: Annotated[bool, ALLOW_SAME] = False
-    demo: Annotated[bool, typer.Option("--demo", help="Build the small demo pair once, then serve it.")] = (
-        False
-    )
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000
-    model_name: Annotated[str, typer.Option(help="Name under which the pair is served.")] = "default"
-    teacher_kl: Annotated[
-        float, typer.Option(help="The b of model dpr-teacher, as `densepath train --kl`; above 0.", min=1e-6)
-    ] = KL_COEFFICIENT
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with one API key a line; without it every route is open.")
-    ] = None
-    engine: Annotated[
-        Engine, typer.Option(help="vllm; transformers is the slow oracle; the numbers of fake mean nothing.")
-    ] = Engine.VLLM
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is the checkpoint's own.")] = (
-        "auto"
-    )
-    verify: Annotated[
-        Verify,
+    demo: Annotated[
+        bool,
         typer.Option(
-            help="Hold the engine against transformers before it serves: auto once for this pair, engine and "
-            "machine; always at every start, however long it takes; off serves it unverified."
+            "--demo", help="Use the small demo pair. It is built the first time.", rich_help_panel=PAIR
         ),
-    ] = Verify.AUTO
+    ] = False
+    allow_same: Annotated[
+        bool,
+        typer.Option(
+            "--allow-same",
+            help="Accept a pair of two equal checkpoints. Every reward is then 0.",
+            rich_help_panel=PAIR,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How vLLM runs the pair; None leaves the choice to the engine."""
+
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16 or float16. auto takes the dtype of the checkpoint.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto"
     max_model_len: Annotated[
         int | None,
-        typer.Option(help="Context length in tokens; default: the shorter of the two models'.", min=2),
+        typer.Option(
+            help="Context length in tokens. Default: the shorter context length of the two models.",
+            min=2,
+            rich_help_panel=ENGINE,
+        ),
     ] = None
     gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of the GPU's memory for weights and cache.", min=0.01, max=1.0)
+        float | None,
+        typer.Option(
+            help="Share of the GPU's memory for the weights and the KV cache.",
+            min=0.01,
+            max=1.0,
+            rich_help_panel=ENGINE,
+        ),
     ] = None
     kv_cache_memory_bytes: Annotated[
-        int | None, typer.Option(help="Size of the KV cache instead of a share; 1 GiB on a CPU.", min=1 << 20)
+        int | None,
+        typer.Option(
+            help="Size of the KV cache in bytes, instead of a share of the memory. Default on a CPU: 1 GiB.",
+            min=1 << 20,
+            rich_help_panel=ENGINE,
+        ),
     ] = None
-    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs that share each model.", min=1)] = 1
+    tensor_parallel_size: Annotated[
+        int, typer.Option(help="Number of GPUs that share each model.", min=1, rich_help_panel=ENGINE)
+    ] = 1
     distributed_executor_backend: Annotated[
-        str | None, typer.Option(help="How vLLM runs several workers: mp or ray.")
+        str | None,
+        typer.Option(help="How vLLM starts several workers: mp or ray.", rich_help_panel=ENGINE),
     ] = None
     max_num_batched_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens that one step of the engine takes; default: by the GPU's memory, "
-            "2048 in float32 and on a CPU.",
+            help="Most tokens in one step of the engine. Default: chosen by the GPU's memory; 2048 for "
+            "float32 and on a CPU.",
             min=1,
+            rich_help_panel=ENGINE,
         ),
     ] = None
     max_num_seqs: Annotated[
         int | None,
         typer.Option(
-            help="Sequences that one step of the engine takes; default: by the GPU's memory, "
-            "128 in float32 and on a CPU.",
+            help="Most sequences in one step of the engine. Default: chosen by the GPU's memory; 128 for "
+            "float32 and on a CPU.",
             min=1,
+            rich_help_panel=ENGINE,
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for, and how much may wait."""
+
+    max_items: Annotated[
+        int, typer.Option(help="Most items in one request.", min=1, rich_help_panel=LIMITS)
+    ] = 256
+    max_body_bytes: Annotated[
+        int, typer.Option(help="Most bytes in the body of one request.", min=1, rich_help_panel=LIMITS)
+    ] = 32 << 20
     max_queued_tokens: Annotated[
-        int, typer.Option(help="Tokens queued or running before requests are refused with 503.", min=1)
+        int,
+        typer.Option(
+            help="Most tokens that may wait or run. Beyond that, requests are refused with status 503.",
+            min=1,
+            rich_help_panel=LIMITS,
+        ),
     ] = 262_144
-    max_items: Annotated[int, typer.Option(help="Items in one request.", min=1)] = 256
-    max_body_bytes: Annotated[int, typer.Option(help="Bytes in one request's body.", min=1)] = 32 << 20
-    drain_seconds: Annotated[
-        float, typer.Option(help="After SIGTERM, how long requests in flight may take.", min=0.0)
+    body_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Seconds within which the whole body of a request must arrive.",
+            min=0.001,
+            rich_help_panel=LIMITS,
+        ),
     ] = 30.0
+
+
+@dataclass(frozen=True)
+class ServeSettings(Limits, EngineOptions, PairSettings):
+    """The settings of `densepath serve`."""
+
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="vllm is the fast engine. transformers is slow and serves as a check. fake needs no model, "
+            "and its numbers mean nothing.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = Engine.VLLM
+    verify: Annotated[
+        Verify,
+        typer.Option(
+            help="When to compare the engine with transformers before it serves. auto: once for this pair, "
+            "engine and machine. always: at every start, however long it takes. off: never; the service then "
+            "reports that it is not verified.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = Verify.AUTO
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000
+    model_name: Annotated[str, typer.Option(help="Name of the pair in requests and answers.")] = "default"
+    teacher_kl: Annotated[
+        float,
+        typer.Option(
+            help="The KL coefficient b of the model dpr-teacher, as --kl of `densepath train`. Above 0.",
+            min=1e-6,
+        ),
+    ] = KL_COEFFICIENT
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with one API key per line. Without it, every route is open to everyone."),
+    ] = None
+    drain_seconds: Annotated[
+        float,
+        typer.Option(help="Seconds that running requests may still take after SIGTERM.", min=0.0),
+    ] = 30.0
+    config: CONFIG_FILE = None
+
+
+@dataclass(frozen=True)
+class CheckSettings(EngineOptions, PairSettings):
+    """The settings of `densepath check`."""
+
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine",
+            help="Also start the vLLM engine, and compare its numbers with those of transformers.",
+            allow_from_autoenv=False,  # for `serve`, DENSEPATH_ENGINE is the name of an engine
+        ),
+    ] = False
+    config: CONFIG_FILE = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(EngineOptions, PairSettings):
+    """The settings of `densepath score`."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN", help="File of items: .jsonl or .parquet.", exists=True, show_default=False
+        ),
+    ]
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File for the results: .jsonl, .parquet or .safetensors."),
+    ] = None
+    url: Annotated[str | None, typer.Option(help="Address of a running service.")] = None
+    api_key: Annotated[str | None, typer.Option(help="API key of that service.")] = None
+    engine: Annotated[Engine, typer.Option(help="Without --url: the engine.", rich_help_panel=ENGINE)] = (
+        Engine.VLLM
+    )
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Add this to each result: logprobs, returns or tokens. May be given repeatedly."),
+    ] = None
+    gamma: Annotated[float, typer.Option(min=0.0, max=1.0, help="Discount of the returns.")] = 1.0
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the tokens of each response, coloured by reward.")
+    ] = False
     config: CONFIG_FILE = None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from api.running import Running, make_service, pair, running
-from densepath.api.service import Limits
+from densepath.config import Limits
 from densepath.pair.pair import Pair
 
 __all__ = ["pair"]  # a fixture of this folder

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densepath.api.app import create_app
+from densepath.api.served import Served
 from densepath.api.server import serve
 from densepath.api.service import Service
-from densepath.commands.serve import load_tokenizer
+from densepath.commands.pairs import load_tokenizer
 from densepath.engine.fake import FakeScorer
 from densepath.engine.scorer import Scored, View
 from densepath.pair.pair import load_pair
-from densepath.sequences import Sequence, Tokenizer
+from densepath.sequences import Sequence
 from densepath.telemetry.logs import configure_logs
+from densepath.verification.start import start_unverified
 
 STUCK_ID = 99
 
@@ -41,7 +43,8 @@ async def main(port: int, drain_seconds: float, sft: Path, reference: Path, cach
     gate = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, gate.set)
     pair = load_pair(sft, reference, cache_dir=cache)
-    service = Service(pair, Tokenizer(load_tokenizer(pair)), SlowScorer(64, gate))
+    served = Served(pair, load_tokenizer(pair), SlowScorer(64, gate))
+    service = Service(served, start_unverified("it is a test"))
     app = create_app(service, engine="fake")
     await serve(app, service, host="127.0.0.1", port=port, drain_seconds=drain_seconds)
 

@@ -20,11 +20,16 @@ import pytest
 from checkpoints import make_tokenizer
 from densepath import sequences
 from densepath.api.app import create_app
+from densepath.api.keys import ApiKeys
+from densepath.api.served import Served
 from densepath.api.server import build_server
-from densepath.api.service import ApiKeys, Limits, Service
+from densepath.api.service import Service
+from densepath.config import Limits
 from densepath.engine.fake import FakeScorer
 from densepath.pair.pair import Pair, load_pair
 from densepath.sequences import Sequence, Tokenizer
+from densepath.telemetry.traces import Traces
+from densepath.verification.start import start_unverified
 
 Result = TypeVar("Result")
 CONTEXT_LENGTH = 64
@@ -48,19 +53,14 @@ def make_service(
     *,
     scorer: FakeScorer | None = None,
     limits: Limits | None = None,
-    keys: tuple[str, ...] = (),
+    traces: Traces | None = None,
     chat_template: str | None = STRICT_TEMPLATE,
 ) -> Service:
     """A service over `pair`, not yet started."""
     fast = copy.deepcopy(make_tokenizer())
     fast.chat_template = chat_template
-    return Service(
-        pair=pair,
-        tokenizer=Tokenizer(fast),
-        scorer=scorer or FakeScorer(CONTEXT_LENGTH),
-        limits=limits or Limits(),
-        keys=ApiKeys(list(keys)),
-    )
+    served = Served(pair, Tokenizer(fast), scorer or FakeScorer(CONTEXT_LENGTH))
+    return Service(served, start_unverified("it was not asked for"), limits=limits, traces=traces)
 
 
 @dataclass
@@ -75,8 +75,19 @@ class Running:
     @property
     def scorer(self) -> FakeScorer:
         """The engine behind it."""
-        assert isinstance(self.service.scorer, FakeScorer)
-        return self.service.scorer
+        scorer = self.service.lifecycle.served.scorer
+        assert isinstance(scorer, FakeScorer)
+        return scorer
+
+    @property
+    def pair(self) -> Pair:
+        """The served pair."""
+        return self.service.lifecycle.served.pair
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the served pair."""
+        return self.service.lifecycle.served.tokenizer
 
     def run(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Await something on the service's event loop."""
@@ -125,27 +136,31 @@ class Running:
 
     def idle(self) -> None:
         """Wait until no request is being answered and the budget is whole again."""
-        self.run(self.service.idle.wait)
+        self.run(self.service.lifecycle.idle.wait)
         assert self.service.budget.queued_tokens == 0
         assert self.metric("densepath_queued_tokens") == 0
         assert self.metric("densepath_running_sequences") == 0
 
 
 @contextlib.contextmanager
-def running(service: Service, examples: ListLike[Mapping[str, Any]] = ()) -> Iterator[Running]:
+def running(
+    service: Service, *, keys: tuple[str, ...] = (), examples: ListLike[Mapping[str, Any]] = ()
+) -> Iterator[Running]:
     """Serve until the block ends. The socket listens before the server runs: there is nothing to wait for."""
     # As uvicorn's own: asyncio sends small answers at once only where the protocol is spelled out.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    server = build_server(create_app(service, engine="fake", examples=examples), "127.0.0.1", port)
+    server = build_server(
+        create_app(service, engine="fake", keys=ApiKeys(list(keys)), examples=examples), "127.0.0.1", port
+    )
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
 
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
-        await service.start()
+        await service.lifecycle.start()
         started.set()
         await server.serve(sockets=[listener])
 

@@ -111,7 +111,7 @@ def test_numbers_are_the_definition(served: Running) -> None:
     assert [item.get("id", "none") for item in answer["items"]] == ["first", "none", "third"]
     assert [item["index"] for item in answer["items"]] == [0, 1, 2]
     assert answer["usage"] == {"prompt_tokens": 8, "response_tokens": 9, "cached_tokens": 0}
-    assert answer["model_version"] == served.service.pair.version
+    assert answer["model_version"] == served.pair.version
     assert (answer["object"], answer["model"]) == ("rewards", "default")
     assert answer["id"].startswith("rw-")
 
@@ -260,7 +260,7 @@ def test_a_packed_request_may_leave_its_metadata_out(served: Running) -> None:
 
 
 def test_names_and_versions_that_are_served_pass(served: Running) -> None:
-    version = served.service.pair.version
+    version = served.pair.version
     assert served.score(GOOD, model="default", model_version=version).status_code == 200
     assert served.score(GOOD, model=None, model_version=None).status_code == 200
     content_type = "Application/JSON; charset=utf-8"

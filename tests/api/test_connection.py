@@ -12,7 +12,7 @@ import pytest
 from api.bodies import CANARY, GOOD, body
 from api.running import Running, make_service, read_all, running
 from densepath.api.protocol import BoundedProtocol
-from densepath.api.service import Limits
+from densepath.config import Limits
 from densepath.pair.pair import Pair
 
 JSON_HEAD = b"Host: x\r\nContent-Type: application/json\r\n"

@@ -15,7 +15,7 @@ import pytest
 from api.bodies import CANARY, GOOD, TEXT, body
 from api.running import Running, expected_rewards, make_service, running
 from densepath.api.app import create_app
-from densepath.api.service import Limits
+from densepath.config import Limits
 from densepath.engine.fake import FakeScorer
 from densepath.engine.scorer import Scored
 from densepath.pair.pair import Pair
@@ -105,7 +105,7 @@ def test_a_client_that_hangs_up_in_its_body_leaves_nothing(held: Running) -> Non
     with held.connect() as raw:
         raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         raw.sendall(b"Content-Length: 100\r\n\r\n{")
-        held.until(lambda: held.service.in_flight == 1)
+        held.until(lambda: held.service.lifecycle.in_flight == 1)
     held.idle()
 
 
@@ -165,7 +165,7 @@ async def test_a_service_that_is_loading_is_alive_and_not_ready(pair: Pair) -> N
             assert (answer.status_code, code(answer)) == (503, "engine_unavailable")
             assert int(answer.headers["retry-after"]) >= 1
         assert "densepath_engine_up 0.0" in (await client.get("/metrics")).text
-        await service.start()
+        await service.lifecycle.start()
         assert (await client.get("/readyz")).status_code == 200
         assert "densepath_engine_up 1.0" in (await client.get("/metrics")).text
 
@@ -204,7 +204,7 @@ def test_what_nobody_foresaw_is_a_500_that_says_nothing(
     async def fail(_: Sequence) -> Scored:
         raise RuntimeError(f"{CANARY} /srv/models")
 
-    monkeypatch.setattr(broken.service.scorer, "score", fail)
+    monkeypatch.setattr(broken.service.lifecycle.served.scorer, "score", fail)
     for mode in ("fail", "item"):
         answer = broken.score(GOOD, on_error=mode)
         assert (answer.status_code, code(answer)) == (500, "internal_error")
@@ -217,7 +217,7 @@ def test_another_number_of_scores_is_an_error(broken: Running, monkeypatch: pyte
     async def short(_: Sequence) -> Scored:
         return Scored(np.zeros(2, np.float32), np.zeros(2, np.float32), 0)
 
-    monkeypatch.setattr(broken.service.scorer, "score", short)
+    monkeypatch.setattr(broken.service.lifecycle.served.scorer, "score", short)
     answer = broken.score(GOOD)
     assert (answer.status_code, code(answer)) == (500, "internal_error")
     broken.idle()

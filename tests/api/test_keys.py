@@ -10,7 +10,7 @@ import pytest
 
 from api.bodies import GOOD
 from api.running import Running, make_service, read_all, running
-from densepath.api.service import ApiKeys
+from densepath.api.keys import ApiKeys
 from densepath.pair.pair import Pair
 
 KEY, OTHER = "k3y-of-the-trainer", "schlüssel-à"
@@ -21,7 +21,7 @@ UNKNOWN = ("/", "/docs", "/livez/", "/LIVEZ", "//livez", "/livez/../v1/pair", "/
 
 @pytest.fixture(scope="module")
 def guarded(pair: Pair) -> Iterator[Running]:
-    with running(make_service(pair, keys=(KEY, OTHER))) as served:
+    with running(make_service(pair), keys=(KEY, OTHER)) as served:
         yield served
 
 
@@ -175,7 +175,7 @@ def test_a_key_file_has_one_key_a_line(tmp_path: Path) -> None:
 def test_an_empty_key_file_is_an_error_and_not_an_open_door(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# none yet\n\n")
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(ValueError, match="has no key"):
         ApiKeys.from_file(file)
     with pytest.raises(OSError, match="missing"):
         ApiKeys.from_file(tmp_path / "missing")
@@ -187,7 +187,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     compared = []
     real = hmac.compare_digest
     monkeypatch.setattr(
-        "densepath.api.service.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b)
+        "densepath.api.keys.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b)
     )
     keys = ApiKeys(["one", "two", "three"])
     assert keys.accept(b"one")

@@ -25,7 +25,7 @@ PATHS = ("/", "/playground/examples", *(f"/playground/{name}" for name in STATIC
 
 @pytest.fixture(scope="module")
 def served(pair: Pair) -> Iterator[Running]:
-    with running(make_service(pair), playground_examples(EXAMPLES)) as served:
+    with running(make_service(pair), examples=playground_examples(EXAMPLES)) as served:
         yield served
 
 

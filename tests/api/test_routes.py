@@ -14,7 +14,7 @@ def test_health_and_versions(served: Running) -> None:
     assert served.client.get("/livez").json() == {"status": "alive"}
     for path in ("/readyz", "/health"):
         assert served.client.get(path).json() == {"status": "ready"}
-    version = served.service.pair.version
+    version = served.pair.version
     assert served.client.get("/version").json() == {
         "version": densepath.__version__,
         "engine": "fake",

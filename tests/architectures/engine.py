@@ -14,10 +14,10 @@ from architectures.outcomes import LIMIT, Outcome
 from architectures.specimen import make_config
 from architectures.zoo import ZOO
 from checkpoints import write_checkpoint
-from densepath.config import Verify
+from densepath.config import EngineOptions, Verify
 from densepath.engine.scorer import Scored, View
 from densepath.engine.transformers import TransformersScorer
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.arguments import engine_arguments
 from densepath.engine.vllm.engine import OfflineVllm
 from densepath.engine.vllm.reasons import reasons
 from densepath.errors import DensepathError, EngineUnavailableError

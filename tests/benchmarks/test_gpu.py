@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from densepath.config import ServeSettings
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.config import EngineOptions, ServeSettings
+from densepath.engine.vllm.arguments import engine_arguments
 from engine.test_arguments import of_gpu
 
 ROOT = Path(__file__).parents[2]

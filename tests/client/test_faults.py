@@ -21,9 +21,9 @@ import pytest
 from api.running import Running, make_service, pair, running
 from client.conftest import Blocking
 from client.fault_proxy import Fault, FaultProxy, fault_proxy, unavailable
-from densepath.api.service import Limits
 from densepath.client import Client, Scores
 from densepath.client.patience import REQUESTS_A_RETRY, RETRIES
+from densepath.config import Limits
 from densepath.errors import DeadlineExceededError, DensepathError, UnavailableError
 from densepath.pair.pair import Pair
 from live import free_port, start, wait_ready

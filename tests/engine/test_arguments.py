@@ -11,8 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from densepath.config import EngineOptions
 from densepath.engine.vllm import arguments
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.arguments import engine_arguments
 from densepath.errors import InvalidRequestError
 
 pytestmark = pytest.mark.engine

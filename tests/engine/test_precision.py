@@ -24,7 +24,8 @@ from pathlib import Path
 import densepath.engine.vllm.environment
 import torch
 from torch._inductor.kernel.flex.flex_attention import get_float32_precision
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.config import EngineOptions
+from densepath.engine.vllm.arguments import engine_arguments
 from densepath.engine.vllm.engine import OfflineVllm
 assert get_float32_precision() == "'tf32'", "the variables must do what this is about"
 options = EngineOptions(kv_cache_memory_bytes=32 << 20)

@@ -12,7 +12,7 @@ import pytest
 
 from checkpoints import make_checkpoint
 from damage import edit
-from densepath.engine.vllm.arguments import EngineOptions
+from densepath.config import EngineOptions
 from densepath.engine.vllm.trial import job_of, try_pair
 
 from .other_checkpoints import HYBRID, make_other

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import make_checkpoint
-from densepath.config import Verify
+from densepath.config import EngineOptions, Verify
 from densepath.engine.vllm import layers
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.arguments import engine_arguments
 from densepath.engine.vllm.longrope import ShortSequences
 from densepath.errors import InvalidPairError
 from densepath.pair.pair import Pair, load_pair

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from checkpoints import make_checkpoint
+from densepath.config import EngineOptions
 from densepath.engine.scorer import Scored, View
 from densepath.engine.transformers import TransformersScorer
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.engine.vllm.arguments import engine_arguments
 from densepath.pair.pair import load_pair
 from densepath.sequences import Sequence, from_mask, from_response
 

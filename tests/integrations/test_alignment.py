@@ -17,7 +17,7 @@ import pytest
 from api.running import Running, make_service, pair, running
 from checkpoints import make_tokenizer
 from densepath import Client
-from densepath.api.service import Limits
+from densepath.config import Limits
 from densepath.errors import InvalidItemError
 from densepath.integrations.alignment import (
     AlignmentError,

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from containers.files import dockerfile_stages, options_of
 from densepath import __version__
-from densepath.api.service import ApiKeys
+from densepath.api.keys import ApiKeys
 from densepath.trainer.reinforce.settings import TrainSettings
 from k8s.manifests import (
     OVERLAYS,

@@ -18,14 +18,17 @@ import densepath.pair.identity
 import densepath.pair.weights
 from checkpoints import make_checkpoint
 from damage import WEIGHTS, edit, remove, set_values, shard, write
-from densepath.api.service import Phase, Service
-from densepath.commands.serve import load_tokenizer
+from densepath.api.lifecycle import Phase
+from densepath.api.served import Served
+from densepath.api.service import Service
+from densepath.commands.pairs import load_tokenizer
 from densepath.engine.fake import FakeScorer
 from densepath.engine.transformers import TransformersScorer
 from densepath.errors import InvalidPairError
 from densepath.pair.identity import Identity, changed, identify_all
 from densepath.pair.pair import Pair, inspect_pair, load_pair
-from densepath.sequences import Tokenizer, from_response
+from densepath.sequences import from_response
+from densepath.verification.start import start_unverified
 from live import start
 
 Load = Callable[[], Pair]
@@ -221,12 +224,13 @@ async def test_pair_that_changes_while_it_is_loaded_is_never_served(
             await super().start()
 
     pair = load()
-    service = Service(pair=pair, tokenizer=Tokenizer(load_tokenizer(pair)), scorer=SlowScorer(1024))
+    served = Served(pair, load_tokenizer(pair), SlowScorer(1024))
+    lifecycle = Service(served, start_unverified("it is a test")).lifecycle
     with pytest.raises(InvalidPairError, match=r"not what was checked: reference: model\.safetensors: was"):
-        await service.start()
-    assert service.phase is Phase.STARTING
-    assert service.problem() is not None
-    assert not service.loaded.is_set()
+        await lifecycle.start()
+    assert lifecycle.phase is Phase.STARTING
+    assert lifecycle.problem() is not None
+    assert not lifecycle.loaded.is_set()
 
 
 def test_file_that_is_rewritten_while_it_is_served_changes_no_number(dirs: tuple[Path, Path]) -> None:

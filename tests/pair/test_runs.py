@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from densepath.commands.serve import directories
+from densepath.commands.pairs import directories
 from densepath.config import ServeSettings
 from densepath.errors import InvalidRequestError
 from densepath.pair.runs import read_sft_run

@@ -25,7 +25,7 @@ def lines(written: str) -> list[dict[str, Any]]:
 def test_a_request_is_one_line_without_what_was_sent(capsys: pytest.CaptureFixture[str], pair: Pair) -> None:
     odd = CANARY + "\x1b[31m" + "%0a%1b" + "z" * 3000
     configure_logs()
-    with running(make_service(pair, keys=("k3y",))) as served:
+    with running(make_service(pair), keys=("k3y",)) as served:
         capsys.readouterr()
         key = {"Authorization": "Bearer k3y"}
         served.client.get("/v1/pair", headers={**key, "X-Request-Id": "mine"})

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.bodies import GOOD
 from api.running import Running, make_service, running
-from densepath.api.service import Limits
+from densepath.config import Limits
 from densepath.errors import BY_CODE
 from densepath.pair.pair import Pair
 from densepath.telemetry.metrics import TOKEN_EDGES, ArrayHistogram

@@ -41,8 +41,8 @@ def traced(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Runnin
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")  # ms
-        service = make_service(pair, scorer=FakeScorer(64, non_finite_after_id=NAN_ID))
-        service.traces = open_traces()
+        scorer = FakeScorer(64, non_finite_after_id=NAN_ID)
+        service = make_service(pair, scorer=scorer, traces=open_traces())
         try:
             with running(service) as served:
                 yield served, collector
@@ -191,8 +191,7 @@ def test_what_fits_no_route_and_probes(pair: Pair, monkeypatch: pytest.MonkeyPat
 def test_a_collector_that_never_answers_holds_nothing_up(pair: Pair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
-        service = make_service(pair)
-        service.traces = CollectedTraces(OTLPSpanExporter(url, timeout=60))
+        service = make_service(pair, traces=CollectedTraces(OTLPSpanExporter(url, timeout=60)))
         with running(service) as served:
             assert served.score(GOOD).status_code == 200
         began = time.monotonic()

@@ -15,14 +15,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from densepath.api.app import create_app
+from densepath.api.served import Served
 from densepath.api.service import Service
-from densepath.commands.serve import load_tokenizer
+from densepath.commands.pairs import load_tokenizer
 from densepath.config import Verify
 from densepath.engine.scorer import Scored, View
 from densepath.engine.transformers import TransformersScorer
 from densepath.errors import EngineUnavailableError, InvalidPairError
 from densepath.pair.pair import Pair, load_pair
-from densepath.sequences import Sequence, Tokenizer
+from densepath.sequences import Sequence
 from densepath.verification import oracle, start
 from densepath.verification.oracle import OracleJob, ask_oracle
 from densepath.verification.start import Verifier
@@ -178,9 +179,9 @@ async def test_no_number_leaves_the_service_before_the_verdict(pair: Pair) -> No
         await verdict.wait()
         raise InvalidPairError("the engine does not compute the sft as transformers does")
 
-    service = Service(pair, Tokenizer(load_tokenizer(pair)), Engine(pair), start_engine=start_late)
+    service = Service(Served(pair, load_tokenizer(pair), Engine(pair)), start_late)
     app = create_app(service, engine="vllm")
-    starting = asyncio.ensure_future(service.start())
+    starting = asyncio.ensure_future(service.lifecycle.start())
     item = {"prompt_token_ids": [1], "response_token_ids": [2]}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://densepath") as client:
         await loaded.wait()

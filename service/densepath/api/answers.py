@@ -17,7 +17,7 @@ from densepath.api.items import Batch, Item
 from densepath.api.service import Service
 from densepath.engine.scorer import Scored
 from densepath.errors import DensepathError
-from densepath.rewards import reward as rewards
+from densepath.rewards.reward import returns, rewards, total
 from densepath.sequences import Sequence
 from densepath.wire import pack_answer
 
@@ -26,7 +26,7 @@ ARRAYS = ("rewards", "sft_logprobs", "reference_logprobs", "returns")
 
 
 @dataclass(frozen=True)
-class Result:
+class ScoredItem:
     """A scored item: its arrays are float32 [T]."""
 
     sequence: Sequence
@@ -34,22 +34,22 @@ class Result:
     reward_T: NDArray[np.float32]
 
     @classmethod
-    def of(cls, sequence: Sequence, scored: Scored) -> Result:
+    def of(cls, sequence: Sequence, scored: Scored) -> ScoredItem:
         """Raises NonFiniteScoreError: a failed score is never a number."""
-        return cls(sequence, scored, rewards.rewards(scored.logp_sft_T, scored.logp_reference_T))
+        return cls(sequence, scored, rewards(scored.logp_sft_T, scored.logp_reference_T))
 
 
-def answer(batch: Batch, results: list[Result | DensepathError], service: Service) -> dict[str, Any]:
+def answer(batch: Batch, results: list[ScoredItem | DensepathError]) -> dict[str, Any]:
     """The whole answer; the arrays in it are still numpy's."""
-    good = [result for result in results if isinstance(result, Result)]
+    good = [result for result in results if isinstance(result, ScoredItem)]
     return {
         "object": "rewards",
         "id": f"rw-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": service.model_name,
-        "model_version": service.pair.version,
+        "model": batch.served.model_name,
+        "model_version": batch.served.pair.version,
         "items": [
-            _item(i, item, result, batch, service)
+            _item(i, item, result, batch)
             for i, (item, result) in enumerate(zip(batch.items, results, strict=True))
         ],
         "usage": {
@@ -60,9 +60,7 @@ def answer(batch: Batch, results: list[Result | DensepathError], service: Servic
     }
 
 
-def _item(
-    index: int, item: Item, result: Result | DensepathError, batch: Batch, service: Service
-) -> dict[str, Any]:
+def _item(index: int, item: Item, result: ScoredItem | DensepathError, batch: Batch) -> dict[str, Any]:
     head: dict[str, Any] = {"index": index} | ({"id": item.id} if item.id is not None else {})
     if isinstance(result, DensepathError):
         return {**head, "status": "error", "error": result.detail()}
@@ -72,8 +70,8 @@ def _item(
         **head,
         "status": "ok",
         "rewards": result.reward_T,
-        "sum": rewards.total(result.reward_T),
-        "ended": ids_T[-1] in service.pair.eos_token_ids,
+        "sum": total(result.reward_T),
+        "ended": ids_T[-1] in batch.served.pair.eos_token_ids,
     }
     if item.from_text or "tokens" in include:
         fields["response_token_ids"] = ids_T
@@ -83,9 +81,9 @@ def _item(
         fields["sft_logprobs"] = result.scored.logp_sft_T
         fields["reference_logprobs"] = result.scored.logp_reference_T
     if "returns" in include:
-        fields["returns"] = rewards.returns(result.reward_T, batch.options.gamma)
+        fields["returns"] = returns(result.reward_T, batch.options.gamma)
     if "tokens" in include:
-        fields["tokens"] = service.tokenizer.token_strings(ids_T)
+        fields["tokens"] = batch.served.tokenizer.token_strings(ids_T)
         if sequence.offsets_T is not None:
             fields["offsets"] = sequence.offsets_T
     return fields

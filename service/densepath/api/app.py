@@ -16,10 +16,13 @@ from densepath.api.compat import completions, openrlhf, sglang
 from densepath.api.compat import vllm_generate as token_generate
 from densepath.api.compat.errors import answer_of
 from densepath.api.edge import Edge, route_error
+from densepath.api.keys import ApiKeys
 from densepath.api.service import Service
 
 
-def create_app(service: Service, *, engine: str, examples: Sequence[Mapping[str, Any]] = ()) -> FastAPI:
+def create_app(
+    service: Service, *, engine: str, keys: ApiKeys | None = None, examples: Sequence[Mapping[str, Any]] = ()
+) -> FastAPI:
     """The service's routes over one `Service`. The playground offers `examples`, of a demo."""
     app = FastAPI(
         title="densepath",
@@ -42,7 +45,15 @@ def create_app(service: Service, *, engine: str, examples: Sequence[Mapping[str,
     ):
         app.include_router(router)
     app.add_exception_handler(HTTPException, _raise_route_error)
-    app.add_middleware(Edge, service=service, shape_error=answer_of)
+    app.add_middleware(
+        Edge,
+        lifecycle=service.lifecycle,
+        keys=keys or ApiKeys([]),
+        max_body_bytes=service.limits.max_body_bytes,
+        metrics=service.metrics,
+        traces=service.traces,
+        shape_error=answer_of,
+    )
     app.openapi = partial(openapi.document, app, app.openapi)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 

@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from densepath.api.edge import ClientDisconnectedError, too_large
+from densepath.api.lifecycle import draining
+from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.errors import (
     DeadlineExceededError,
-    DrainingError,
     InvalidItemError,
     InvalidRequestError,
     MalformedBodyError,
@@ -27,7 +28,7 @@ from densepath.errors import (
 from densepath.wire import JSON_MEDIA_TYPE
 
 Model = TypeVar("Model", bound=BaseModel)
-Result = TypeVar("Result")
+T = TypeVar("T")
 #: Lists whose elements are tokens: a wrong element there is a wrong item.
 TOKEN_LISTS = frozenset({"prompt_token_ids", "response_token_ids", "token_ids", "response_mask", "tokens"})
 
@@ -61,7 +62,7 @@ async def _receive_all(request: Request, service: Service) -> bytes:
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > service.limits.max_body_bytes:
-            raise too_large(service)
+            raise too_large(service.limits.max_body_bytes)
         if chunk:
             chunks.append(chunk)
         if not message.get("more_body", False):
@@ -134,15 +135,15 @@ def deadline(request: Request) -> float:
 
 
 async def while_wanted(
-    work: Coroutine[Any, Any, Result], service: Service, until: float, *, reader: Request | None = None
-) -> Result:
+    work: Coroutine[Any, Any, T], service: Service, until: float, *, reader: Request | None = None
+) -> T:
     """Run `work` until it is done, the deadline passes, the drain bound is over or `reader` hangs up.
 
     In the last three cases the work is cancelled, in the engine too, before this returns. Whoever reads the
     body sees the hang-up itself: `reader` is for after that.
     """
     task = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(service.out_of_time.wait())
+    stopped = asyncio.ensure_future(service.lifecycle.out_of_time.wait())
     gone = asyncio.ensure_future(_hang_up(reader)) if reader else asyncio.Future[None]()
     others = (stopped, gone)
     try:
@@ -153,7 +154,7 @@ async def while_wanted(
         if gone.done():
             raise ClientDisconnectedError
         if stopped.done():
-            raise DrainingError("the service is shutting down: ask another replica", retry_after=1)
+            raise draining()
         raise DeadlineExceededError("the deadline of X-Request-Timeout has passed; the work is cancelled")
     finally:
         for each in (task, *others):
@@ -162,14 +163,16 @@ async def while_wanted(
 
 
 async def answer_json(
-    request: Request, service: Service, work: Callable[[bytes], Coroutine[Any, Any, bytes]]
+    request: Request, service: Service, work: Callable[[bytes, Served], Coroutine[Any, Any, bytes]]
 ) -> Response:
-    """The JSON that `work` makes of a JSON body, within the request's deadline and while it is wanted."""
-    if problem := service.problem():
-        raise problem
+    """The JSON that `work` makes of a JSON body and of what is served.
+
+    The work ends with the deadline of the request, or when nobody wants its answer any more.
+    """
+    served = service.lifecycle.take()
     until = deadline(request)
     body = await while_wanted(_read_json_body(request, service), service, until)
-    content = await while_wanted(work(body), service, until, reader=request)
+    content = await while_wanted(work(body, served), service, until, reader=request)
     return Response(content, media_type=JSON_MEDIA_TYPE)
 
 

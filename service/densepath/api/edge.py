@@ -16,7 +16,8 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from densepath.api.service import Service
+from densepath.api.keys import ApiKeys
+from densepath.api.lifecycle import Lifecycle
 from densepath.errors import (
     AdminKeyRequiredError,
     BodyTooLargeError,
@@ -30,7 +31,8 @@ from densepath.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
-from densepath.telemetry.traces import NO_SPAN, Span
+from densepath.telemetry.metrics import Metrics
+from densepath.telemetry.traces import NO_SPAN, Span, Traces
 
 OPEN_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -52,10 +54,20 @@ class ClientDisconnectedError(Exception):
 class Edge:
     """Wraps the whole application. Every error becomes the contract's JSON here, once."""
 
-    def __init__(self, app: ASGIApp, service: Service, shape_error: ShapeError) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        lifecycle: Lifecycle,
+        keys: ApiKeys,
+        max_body_bytes: int,
+        metrics: Metrics,
+        traces: Traces,
+        shape_error: ShapeError,
+    ) -> None:
         self.app = app
-        self.shape_error = shape_error
-        self.service = service
+        self.lifecycle, self.keys, self.max_body_bytes = lifecycle, keys, max_body_bytes
+        self.metrics, self.traces, self.shape_error = metrics, traces, shape_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -64,9 +76,9 @@ class Edge:
             return
         exchange = _Exchange(scope, send, self.shape_error)
         counted = scope["path"] not in OPEN_ROUTES
-        with self.service.traces.request(Headers(scope=scope)) if counted else NO_SPAN as span:
+        with self.traces.request(Headers(scope=scope)) if counted else NO_SPAN as span:
             try:
-                with self.service.answering() if counted else nullcontext():
+                with self.lifecycle.answering() if counted else nullcontext():
                     await self._answer(scope, receive, exchange)
             finally:
                 self._record(exchange, counted, span)
@@ -89,20 +101,20 @@ class Edge:
         """What can be refused before the body is read."""
         if path.startswith("/admin/"):
             raise AdminKeyRequiredError("the /admin routes are off: this service has no admin key")
-        if self.service.keys and path not in OPEN_ROUTES:
+        if self.keys and path not in OPEN_ROUTES:
             key = sent_key(headers.get("authorization", ""))
-            if key is None or not self.service.keys.accept(key):
+            if key is None or not self.keys.accept(key):
                 raise InvalidApiKeyError("send a valid key as `Authorization: Bearer KEY`")
         if "content-encoding" in headers:
             raise UnsupportedMediaTypeError("a body with a Content-Encoding is refused: send it as it is")
         if "transfer-encoding" in headers and "content-length" in headers:
             raise MalformedBodyError("Content-Length and Transfer-Encoding together are refused")
         declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self.service.limits.max_body_bytes:
-            raise too_large(self.service)
+        if declared.isdecimal() and int(declared) > self.max_body_bytes:
+            raise too_large(self.max_body_bytes)
 
     def _record(self, exchange: _Exchange, counted: bool, span: Span) -> None:
-        metrics, scope = self.service.metrics, exchange.scope
+        metrics, scope = self.metrics, exchange.scope
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in METHODS else "other"
         elapsed = time.perf_counter() - exchange.began
@@ -145,11 +157,10 @@ def sent_key(authorization: str) -> bytes | None:
     return password if colon else None
 
 
-def too_large(service: Service) -> BodyTooLargeError:
+def too_large(max_body_bytes: int) -> BodyTooLargeError:
     """The refusal of a body over the limit."""
     return BodyTooLargeError(
-        f"the body is over this service's limit of {service.limits.max_body_bytes} bytes: "
-        "split it into several requests"
+        f"the body is over this service's limit of {max_body_bytes} bytes: split it into several requests"
     )
 
 

@@ -10,16 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from densepath.admission import Ticket
+from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.engine.scorer import Scored, View
 from densepath.errors import InternalError
 from densepath.sequences import Sequence
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 @contextmanager
-def scoring(items: int, tokens: int, service: Service) -> Iterator[Ticket]:
+def admitted(items: int, tokens: int, service: Service) -> Iterator[Ticket]:
     """The stage of a request in which its sequences are in the budget.
 
     Raises OverloadedError where there is no room.
@@ -31,11 +32,11 @@ def scoring(items: int, tokens: int, service: Service) -> Iterator[Ticket]:
 
 
 async def score_sequence(
-    sequence: Sequence, ticket: Ticket, service: Service, view: View | None = None
+    sequence: Sequence, ticket: Ticket, served: Served, service: Service, view: View | None = None
 ) -> Scored:
     """Score one sequence, and give its share of the budget back."""
     with service.metrics.running_sequences.track_inprogress():
-        scored = await service.scorer.score(sequence, view)
+        scored = await served.scorer.score(sequence, view)
     ticket.finish(len(sequence.token_ids_L))
     if {len(scored.logp_sft_T), len(scored.logp_reference_T)} != {len(sequence.positions_T)}:
         raise InternalError("the engine answered another number of scores than there are scored tokens")
@@ -44,8 +45,8 @@ async def score_sequence(
 
 @asynccontextmanager
 async def together(
-    works: Iterable[Coroutine[Any, Any, Result]],
-) -> AsyncIterator[list[asyncio.Task[Result]]]:
+    works: Iterable[Coroutine[Any, Any, T]],
+) -> AsyncIterator[list[asyncio.Task[T]]]:
     """The works as tasks that run at once; those not done at the end are cancelled, in the engine too."""
     tasks = [asyncio.create_task(work) for work in works]
     try:

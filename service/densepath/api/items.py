@@ -19,8 +19,14 @@ from densepath.api.schemas import (
     TextItem,
     TokensItem,
 )
-from densepath.api.service import Service
-from densepath.errors import DensepathError, InvalidItemError, InvalidRequestError
+from densepath.api.served import Served
+from densepath.errors import (
+    DensepathError,
+    InvalidItemError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ModelVersionMismatchError,
+)
 from densepath.sequences import Sequence
 from densepath.wire import PackedRequest, unpack_request
 
@@ -41,65 +47,77 @@ FORMS_IN_WORDS = (
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a batch; `work` is its sequence, or why it has none."""
+    """One item of a batch; `sequence` is what is scored, or the error why there is none."""
 
     id: str | None
-    work: Sequence | DensepathError
+    sequence: Sequence | DensepathError
     from_text: bool = False  # its token ids always go back in the answer
     from_mask: bool = False  # so do its positions
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A whole request, in order."""
+    """A whole request, in order, and the pair that it is scored by."""
 
+    served: Served
     options: RewardsOptions
     items: list[Item]
 
 
-def read_json_batch(body: bytes, service: Service) -> Batch:
+def read_json_batch(body: bytes, served: Served, max_items: int) -> Batch:
     """A JSON body. Tokenises text, so it belongs off the event loop."""
     value = parse_json(body)
     if not isinstance(value, dict):
         raise InvalidRequestError("the body must be a JSON object with items")
     raw_items = value.pop("items", None)
     options = validate(RewardsOptions, value)
+    _check_served(options, served)
     if not isinstance(raw_items, list):
         raise InvalidRequestError("items: a list of items is required", param="items")
-    _check_count(len(raw_items), service)
-    return Batch(options, [_read_item(raw, i, service) for i, raw in enumerate(raw_items)])
+    _check_count(len(raw_items), max_items)
+    return Batch(served, options, [_read_item(raw, i, served) for i, raw in enumerate(raw_items)])
 
 
-def read_packed_batch(body: bytes, service: Service) -> Batch:
+def read_packed_batch(body: bytes, served: Served, max_items: int) -> Batch:
     """A safetensors body."""
     packed = unpack_request(body)
     options = validate(PackedOptions, packed.request)
+    _check_served(options, served)
     count = len(packed.offsets) - 1
-    _check_count(count, service)
+    _check_count(count, max_items)
     ids = options.ids or [None] * count
     if len(ids) != count:
         raise InvalidRequestError(f"ids has {len(ids)} entries for {count} sequences", param="ids")
-    return Batch(options, [_read_packed(packed, i, ids[i], service) for i in range(count)])
+    return Batch(served, options, [_read_packed(packed, i, ids[i], served) for i in range(count)])
 
 
-def _check_count(count: int, service: Service) -> None:
-    if not 1 <= count <= service.limits.max_items:
-        raise InvalidItemError(
-            f"items has {count} entries: a request holds 1 to {service.limits.max_items}", param="items"
+def _check_served(options: RewardsOptions, served: Served) -> None:
+    """Refuse a model or a version that is not the served one, before any item is read."""
+    if options.model is not None and options.model != served.model_name:
+        raise ModelNotFoundError(f"this service serves the model `{served.model_name}`", param="model")
+    if options.model_version is not None and options.model_version != served.pair.version:
+        raise ModelVersionMismatchError(
+            f"the served pair has version {served.pair.version}, which is not the pinned one",
+            param="model_version",
         )
 
 
-def _read_item(raw: Any, index: int, service: Service) -> Item:
+def _check_count(count: int, max_items: int) -> None:
+    if not 1 <= count <= max_items:
+        raise InvalidItemError(f"items has {count} entries: a request holds 1 to {max_items}", param="items")
+
+
+def _read_item(raw: Any, index: int, served: Served) -> Item:
     if not isinstance(raw, dict):
         return Item(None, InvalidRequestError(f"items[{index}] must be an object", param=f"items[{index}]"))
     raw_id = raw.get("id")
     item_id = raw_id if isinstance(raw_id, str) else None
     forms = {FORMS[name] for name in raw if name in FORMS}
-    work = _located(index, lambda: service.check(_sequence(raw, forms, index, service)))
-    return Item(item_id, work, from_text=bool(forms & {TextItem, ChatItem}), from_mask=SpansItem in forms)
+    sequence = _located(index, lambda: served.check(_sequence(raw, forms, index, served)))
+    return Item(item_id, sequence, from_text=bool(forms & {TextItem, ChatItem}), from_mask=SpansItem in forms)
 
 
-def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, service: Service) -> Sequence:
+def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, served: Served) -> Sequence:
     found = list(forms)
     if not found:
         raise InvalidRequestError(f"no form of an item: send {FORMS_IN_WORDS}")
@@ -115,11 +133,11 @@ def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, se
                 raise InvalidItemError(
                     "the prompt is empty: there is nothing to be scored after", param="prompt"
                 )
-            return service.tokenizer.from_text(prompt, response, append_eos=append_eos)
+            return served.tokenizer.from_text(prompt, response, append_eos=append_eos)
         case ChatItem(messages=messages, response=response) as item:
             if not messages:
                 raise InvalidItemError("messages is empty: send at least one", param="messages")
-            return service.tokenizer.from_chat(
+            return served.tokenizer.from_chat(
                 [message.model_dump(exclude_unset=True) for message in messages],
                 response,
                 append_eos=item.append_eos,
@@ -128,11 +146,11 @@ def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, se
     raise AssertionError(found)
 
 
-def _read_packed(packed: PackedRequest, index: int, item_id: str | None, service: Service) -> Item:
+def _read_packed(packed: PackedRequest, index: int, item_id: str | None, served: Served) -> Item:
     begin, end = packed.offsets[index], packed.offsets[index + 1]
     token_ids_L = packed.token_ids[begin:end].astype(np.int64)
 
-    def sequence() -> Sequence:
+    def read() -> Sequence:
         if packed.response_mask is not None:
             return sequences.from_mask(token_ids_L, packed.response_mask[begin:end])
         start = int(packed.response_start[index]) if packed.response_start is not None else 0
@@ -142,8 +160,8 @@ def _read_packed(packed: PackedRequest, index: int, item_id: str | None, service
             )
         return sequences.from_response(token_ids_L[:start], token_ids_L[start:])
 
-    work = _located(index, lambda: service.check(sequence()))
-    return Item(item_id, work, from_mask=packed.response_mask is not None)
+    sequence = _located(index, lambda: served.check(read()))
+    return Item(item_id, sequence, from_mask=packed.response_mask is not None)
 
 
 def _located(index: int, make: Callable[[], Sequence]) -> Sequence | DensepathError:

@@ -31,8 +31,10 @@ from densepath.api.schemas import (
     VerifiedAnswer,
     VersionAnswer,
 )
+from densepath.api.served import Served
 from densepath.api.service import Service
-from densepath.errors import EngineUnavailableError, InvalidItemError
+from densepath.engine.scorer import engine_died
+from densepath.errors import InvalidItemError
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorAnswer, "description": "Every error, in OpenAI's shape"}
@@ -46,16 +48,15 @@ def health(service: Service) -> APIRouter:
     @routes.get("/livez", response_model=StatusAnswer)
     async def livez() -> StatusAnswer:
         """The process works; 503 when only a restart helps."""
-        if not service.alive():
-            raise EngineUnavailableError("the engine has died: restart this process", retry_after=30)
+        if not service.lifecycle.alive():
+            raise engine_died()
         return StatusAnswer(status="alive")
 
     @routes.get("/readyz", response_model=StatusAnswer)
     @routes.get("/health", response_model=StatusAnswer)
     async def readyz() -> StatusAnswer:
         """The pair is loaded, and the service is not draining."""
-        if problem := service.problem():
-            raise problem
+        service.lifecycle.take()
         return StatusAnswer(status="ready")
 
     @routes.get("/metrics", response_class=Response)
@@ -69,25 +70,28 @@ def health(service: Service) -> APIRouter:
 def about(service: Service, engine: str) -> APIRouter:
     """What is served."""
     routes = APIRouter(responses=ERRORS)
-    pair, limits = service.pair, service.limits
+    limits = service.limits
     loaded = int(time.time())
 
     @routes.get("/version", response_model=VersionAnswer)
     async def version() -> VersionAnswer:
         """The versions of densepath and of the pair."""
-        return VersionAnswer(version=densepath.__version__, engine=engine, model_version=pair.version)
+        version = service.lifecycle.served.pair.version
+        return VersionAnswer(version=densepath.__version__, engine=engine, model_version=version)
 
     @routes.get("/v1/pair", response_model=PairAnswer)
     async def served_pair() -> PairAnswer:
         """The served pair, and what one request may hold."""
+        served = service.lifecycle.served
+        pair = served.pair
         return PairAnswer(
-            model=service.model_name,
+            model=served.model_name,
             version=pair.version,
             sources=PairSources(sft=pair.sources[0], reference=pair.sources[1]),
-            dtype=service.scorer.dtype,
-            verified=VerifiedAnswer.model_validate(asdict(service.verdict)),
+            dtype=served.scorer.dtype,
+            verified=VerifiedAnswer.model_validate(asdict(served.verdict)),
             vocab_size=pair.embedding_size,
-            context_length=service.scorer.context_length,
+            context_length=served.scorer.context_length,
             tokenizer_fingerprint=pair.tokenizer_fingerprint,
             chat_template_fingerprint=pair.chat_template_fingerprint,
             eos_token_ids=sorted(pair.eos_token_ids),
@@ -101,8 +105,9 @@ def about(service: Service, engine: str) -> APIRouter:
     @routes.get("/v1/models", response_model=ModelsAnswer)
     async def models() -> ModelsAnswer:
         """The pair, its two models, and the teacher that both make."""
-        names = (service.model_name, *MODELS)
-        length = service.scorer.context_length
+        served = service.lifecycle.served
+        names = (served.model_name, *MODELS)
+        length = served.scorer.context_length
         return ModelsAnswer(data=[ModelCard(id=name, created=loaded, max_model_len=length) for name in names])
 
     return routes
@@ -111,7 +116,6 @@ def about(service: Service, engine: str) -> APIRouter:
 def tokenizing(service: Service) -> APIRouter:
     """vLLM's /tokenize and /detokenize, with the pair's tokenizer."""
     routes = APIRouter(responses=ERRORS)
-    tokenizer = service.tokenizer
 
     @routes.post(
         "/tokenize", response_model=TokenizeAnswer, openapi_extra=body_of(TokenizeText, TokenizeChat)
@@ -121,35 +125,37 @@ def tokenizing(service: Service) -> APIRouter:
         value = await read_json(request, service)
         chat = isinstance(value, dict) and "messages" in value
         asked = validate(TokenizeChat, value) if chat else validate(TokenizeText, value)
-        check_name(asked.model, service)
-        answer = await asyncio.to_thread(_tokenize, asked)
+        served = service.lifecycle.served
+        check_name(asked.model, served)
+        answer = await asyncio.to_thread(_tokenize, asked, served)
         return JSONResponse(answer.model_dump())
 
-    def _tokenize(asked: TokenizeText | TokenizeChat) -> TokenizeAnswer:
+    def _tokenize(asked: TokenizeText | TokenizeChat, served: Served) -> TokenizeAnswer:
         if isinstance(asked, TokenizeText):
             text = asked.prompt
         else:
             dicts = [message.model_dump(exclude_unset=True) for message in asked.messages]
-            text = tokenizer.render(
+            text = served.tokenizer.render(
                 dicts, asked.chat_template_kwargs, add_generation_prompt=asked.add_generation_prompt
             )
-        token_ids = tokenizer.encode(text, add_special_tokens=asked.add_special_tokens)
+        token_ids = served.tokenizer.encode(text, add_special_tokens=asked.add_special_tokens)
         return TokenizeAnswer(
             count=len(token_ids),
-            max_model_len=service.scorer.context_length,
+            max_model_len=served.scorer.context_length,
             tokens=token_ids,
-            token_strs=tokenizer.vocabulary_strings(token_ids) if asked.return_token_strs else None,
+            token_strs=served.tokenizer.vocabulary_strings(token_ids) if asked.return_token_strs else None,
         )
 
     @routes.post("/detokenize", response_model=DetokenizeAnswer, openapi_extra=body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         """The text of token ids."""
         asked = validate(DetokenizeRequest, await read_json(request, service))
-        check_name(asked.model, service)
-        size = service.pair.embedding_size
+        served = service.lifecycle.served
+        check_name(asked.model, served)
+        size = served.pair.embedding_size
         if any(not 0 <= token_id < size for token_id in asked.tokens):
             raise InvalidItemError(f"a token id is out of range: ids go from 0 to {size - 1}", param="tokens")
-        text = await asyncio.to_thread(tokenizer.decode, asked.tokens)
+        text = await asyncio.to_thread(served.tokenizer.decode, asked.tokens)
         return JSONResponse(DetokenizeAnswer(prompt=text).model_dump())
 
     return routes

@@ -12,17 +12,17 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from densepath.api.lifecycle import Lifecycle, Phase
 from densepath.api.protocol import BoundedProtocol
-from densepath.api.service import Phase, Service
-from densepath.errors import EngineUnavailableError
+from densepath.api.service import Service
+from densepath.engine.scorer import engine_died
 
 #: After the drain bound, for answers that say so to reach their clients.
 LAST_WORDS_SECONDS = 1.0
 #: After that, for clients that read their answers slowly.
 SLOW_READER_SECONDS = 2
 
-#: Between two looks at the engine, and from its death to the end of the process, for others to see it.
-DEATH_LOOK_SECONDS = 0.5
+#: From the engine's death to the end of the process, for probes and clients to see it.
 DEATH_SECONDS = 3.0
 
 log = structlog.get_logger()
@@ -63,12 +63,13 @@ async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_s
     then is answered 503 `draining`. A second signal ends the wait. Raises EngineUnavailableError when the
     engine has died: only a new process helps (docs/decisions/0004).
     """
+    lifecycle, scorer = service.lifecycle, service.lifecycle.served.scorer
     server = build_server(app, host, port)
     async with _signals() as signals:
         running = asyncio.ensure_future(server.serve())
-        loading = asyncio.ensure_future(service.start())
+        loading = asyncio.ensure_future(lifecycle.start())
         asked = asyncio.ensure_future(signals.get())
-        died = asyncio.ensure_future(_engine_death(service))
+        died = asyncio.ensure_future(lifecycle.died())
         await asyncio.wait({running, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if loading.done():
@@ -76,41 +77,33 @@ async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_s
                 await asyncio.wait({running, asked, died}, return_when=asyncio.FIRST_COMPLETED)
             elif asked.done():
                 log.info("stopped_while_loading")
-                await service.scorer.close()
+                await scorer.close()
                 os._exit(0)  # the thread that starts the engine can't be cancelled
             if asked.done():
-                await _drain(service, signals, drain_seconds)
+                await _drain(lifecycle, signals, drain_seconds)
             elif died.done():
                 log.error("engine_died", seconds_until_exit=DEATH_SECONDS)
                 await asyncio.wait(
                     {running, asked}, timeout=DEATH_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                raise EngineUnavailableError("the engine has died: see the log above for its last words")
+                raise engine_died()
         finally:
-            service.phase = Phase.DRAINING
+            lifecycle.phase = Phase.DRAINING
             for task in (loading, asked, died):
                 task.cancel()
             server.should_exit = True
             await asyncio.gather(running, loading, asked, died, return_exceptions=True)
-            await service.scorer.close()
+            await scorer.close()
     running.result()
 
 
-async def _engine_death(service: Service) -> None:
-    """Return when the engine of a loaded pair is gone; looked for, since it may die with nobody waiting."""
-    while True:
-        await asyncio.sleep(DEATH_LOOK_SECONDS)
-        if not service.alive():
-            return
-
-
-async def _drain(service: Service, signals: asyncio.Queue[int], drain_seconds: float) -> None:
-    service.phase = Phase.DRAINING
-    log.info("draining", in_flight=service.in_flight, seconds=drain_seconds)
-    finished, again = asyncio.ensure_future(service.idle.wait()), asyncio.ensure_future(signals.get())
+async def _drain(lifecycle: Lifecycle, signals: asyncio.Queue[int], drain_seconds: float) -> None:
+    lifecycle.phase = Phase.DRAINING
+    log.info("draining", in_flight=lifecycle.in_flight, seconds=drain_seconds)
+    finished, again = asyncio.ensure_future(lifecycle.idle.wait()), asyncio.ensure_future(signals.get())
     await asyncio.wait({finished, again}, timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
     again.cancel()
-    service.out_of_time.set()
+    lifecycle.out_of_time.set()
     await asyncio.wait({finished}, timeout=LAST_WORDS_SECONDS)
     finished.cancel()
 

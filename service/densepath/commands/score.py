@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from densepath.client import Client, Score, Scores
-from densepath.config import Engine, ServeSettings
+from densepath.client import AsyncClient, Client, Score, Scores
+from densepath.config import ScoreSettings, Verify
 from densepath.errors import InvalidRequestError
 from densepath.score.formats import Item, check_formats
 from densepath.score.resume import Counts, score_file
@@ -22,76 +24,80 @@ from densepath.show import reward_text
 ScoreChunk = Callable[[list[Item]], Scores]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is scored, and what becomes of the results."""
-
-    source: Path
-    output: Path | None
-    include: tuple[str, ...]
-    gamma: float
-    show: bool
-
-    def options(self) -> dict[str, Any]:
-        """The request options of every chunk."""
-        include = {*self.include, *(("tokens",) if self.show else ())}
-        return {"include": tuple(sorted(include)), "gamma": self.gamma}
-
-
-def score_offline(
-    job: Job,
-    say: Console,
-    *,
-    url: str | None,
-    api_key: str | None,
-    sft: Path | None,
-    reference: Path | None,
-    engine: Engine,
-    allow_same: bool = False,
-) -> Counts:
-    """Score the job's file. Raises InvalidRequestError where it is not clear by what, or for what."""
-    if job.output is None and not job.show:
+def score_offline(settings: ScoreSettings, say: Console) -> Counts:
+    """Score a file. Raises InvalidRequestError where it is not clear by what, or where results go."""
+    if settings.output is None and not settings.show:
         raise InvalidRequestError("say where the results go: -o FILE, --show, or both")
-    if job.output is not None:
-        check_formats(job.source, job.output)  # before anything is loaded
-    if url is not None and sft is None and reference is None:
-        scorer = _by_service(job, url, api_key)
-    elif url is None and sft is not None and reference is not None:
-        settings = ServeSettings(sft=sft, reference=reference, engine=engine, allow_same=allow_same)
-        scorer = _by_pair(job, settings, say)
-    else:
-        raise InvalidRequestError("give --url of a service, or both --sft and --reference")
+    if settings.output is not None:
+        check_formats(settings.source, settings.output)  # before anything is loaded
+    has_pair = settings.demo or any((settings.sft, settings.reference, settings.pair))
+    if has_pair == (settings.url is not None):
+        raise InvalidRequestError(
+            "give --url of a service, or a pair: both --sft and --reference, or --pair, or --demo"
+        )
+    scorer = _by_pair(settings, say) if has_pair else _by_service(settings)
     with scorer as (score_chunk, version), tempfile.TemporaryDirectory() as scratch, _bar(say) as bar:
         task = bar.add_task("scoring", total=None)
         return score_file(
-            job.source,
-            job.output or Path(scratch) / "shown.jsonl",
+            settings.source,
+            settings.output or Path(scratch) / "shown.jsonl",
             score_chunk,
             model_version=version,
-            on_score=_print if job.show else lambda score: None,
+            on_score=_print if settings.show else lambda score: None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-            **job.options(),
+            **_options(settings),
         )
 
 
+def _options(settings: ScoreSettings) -> dict[str, Any]:
+    """The request options of every chunk."""
+    include = {*(settings.include or ()), *(("tokens",) if settings.show else ())}
+    return {"include": tuple(sorted(include)), "gamma": settings.gamma}
+
+
 @contextmanager
-def _by_service(job: Job, url: str, api_key: str | None) -> Iterator[tuple[ScoreChunk, str]]:
-    with Client(url, api_key=api_key) as client:
+def _by_service(settings: ScoreSettings) -> Iterator[tuple[ScoreChunk, str]]:
+    assert settings.url is not None  # noqa: S101  # score_offline has looked
+    with Client(settings.url, api_key=settings.api_key) as client:
         yield (
-            lambda items: client.score(items, on_error="item", **job.options()),
+            lambda items: client.score(items, on_error="item", **_options(settings)),
             str(client.pair()["version"]),
         )
 
 
 @contextmanager
-def _by_pair(job: Job, settings: ServeSettings, say: Console) -> Iterator[tuple[ScoreChunk, str]]:
-    from densepath.commands.serve import local_client
-
-    with local_client(settings, say) as (client, runner):
+def _by_pair(settings: ScoreSettings, say: Console) -> Iterator[tuple[ScoreChunk, str]]:
+    with _local_client(settings, say) as (client, runner):
         yield (
-            lambda items: runner.run(client.score(items, on_error="item", **job.options())),
+            lambda items: runner.run(client.score(items, on_error="item", **_options(settings))),
             str(runner.run(client.pair())["version"]),
         )
+
+
+@contextmanager
+def _local_client(settings: ScoreSettings, say: Console) -> Iterator[tuple[AsyncClient, asyncio.Runner]]:
+    """The service without a socket: a client whose requests go straight into the application."""
+    from densepath.api.app import create_app
+    from densepath.api.served import Served
+    from densepath.api.service import Service
+    from densepath.commands.engines import build_engine
+    from densepath.commands.pairs import load_tokenizer, read_pair
+    from densepath.telemetry.logs import configure_logs
+
+    configure_logs(logging.WARNING)
+    pair = read_pair(settings, say)
+    with asyncio.Runner() as runner:
+        scorer, start = build_engine(pair, settings.engine, settings, Verify.AUTO, say)
+        say.print(f"loading the pair into the {settings.engine.value} engine")
+        service = Service(Served(pair, load_tokenizer(pair), scorer), start)
+        app = create_app(service, engine=settings.engine.value)
+        client = AsyncClient("http://densepath", transport=httpx.ASGITransport(app))
+        try:
+            runner.run(service.lifecycle.start())
+            yield client, runner
+        finally:
+            runner.run(client.aclose())
+            runner.run(scorer.close())
 
 
 def _print(score: Score) -> None:

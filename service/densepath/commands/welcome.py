@@ -16,12 +16,12 @@ PROMPT = "copy: badger"
 RIGHT, WRONG = "badger", "badzer"
 
 
-async def welcome(app: FastAPI, service: Service, url: str, say: Console) -> None:
+async def welcome(app: FastAPI, service: Service, url: str, say: Console, *, needs_key: bool) -> None:
     """Wait until the pair is loaded, score both answers through the application, and print them."""
-    await service.loaded.wait()
+    await service.lifecycle.loaded.wait()
     say.print(f"\nLook at rewards in a browser: {url}/", soft_wrap=True)
-    if service.keys:
-        return  # a request needs one, and only their hashes are kept
+    if needs_key:
+        return  # the service keeps only the hashes of its keys
     messages = [{"role": "user", "content": PROMPT}]
     items = [{"messages": messages, "response": response, "append_eos": True} for response in (RIGHT, WRONG)]
     async with AsyncClient("http://densepath", transport=httpx.ASGITransport(app)) as client:

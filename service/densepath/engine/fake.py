@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from densepath.engine.scorer import Ranked, Scored, View
-from densepath.errors import EngineUnavailableError, InternalError
+from densepath.engine.scorer import Ranked, Scored, View, engine_died
+from densepath.errors import InternalError
 from densepath.sequences import Sequence
 
 Float32 = NDArray[np.float32]
@@ -46,7 +46,7 @@ class FakeScorer:
             self.cancelled += 1
             raise
         if self.dead:
-            raise EngineUnavailableError("the engine has died: the service restarts", retry_after=30)
+            raise engine_died()
         if self.raise_on_id is not None and self.raise_on_id in sequence.token_ids_L:
             raise InternalError("the engine failed on this sequence")
         self.scored += 1
@@ -76,6 +76,11 @@ class FakeScorer:
     def alive(self) -> bool:
         """False once `dead` is switched on."""
         return not self.dead
+
+    async def died(self) -> None:
+        """Return once `dead` is switched on."""
+        while not self.dead:  # noqa: ASYNC110  # a test switches it on from any thread
+            await asyncio.sleep(0.05)
 
     async def close(self) -> None:
         """Nothing to free."""

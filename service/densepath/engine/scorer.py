@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from densepath.errors import EngineUnavailableError
 from densepath.sequences import Sequence
 
 
@@ -66,5 +67,15 @@ class Scorer(Protocol):
     def alive(self) -> bool:
         """Whether the engine can still answer."""
 
+    async def died(self) -> None:
+        """Return when a started engine is gone; never before."""
+
     async def close(self) -> None:
         """Free the models and end the engine's processes."""
+
+
+def engine_died() -> EngineUnavailableError:
+    """The one error of an engine that is gone."""
+    return EngineUnavailableError(
+        "the engine has died, and this service ends: its log has the reason", retry_after=30
+    )

@@ -113,6 +113,10 @@ class TransformersScorer:
         """Whether both models are loaded."""
         return bool(self._models)
 
+    async def died(self) -> None:
+        """Never returns: the models are in this process."""
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         """Free both models."""
         self._models = ()

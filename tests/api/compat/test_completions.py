@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,12 +26,12 @@ def generate(served: Running, sampling: dict[str, Any], **fields: Any) -> Any:
 def test_an_echo_is_the_prompt_and_the_likeliest_next_token(served: Running) -> None:
     answer = complete(served, prompt="the sum").json()
     [choice] = answer["choices"]
-    ids = served.service.tokenizer.encode("the sum")
+    ids = served.tokenizer.encode("the sum")
     logprobs = choice["logprobs"]
     assert len(logprobs["tokens"]) == len(ids) + 1 == len(logprobs["token_logprobs"])
     assert logprobs["token_logprobs"][0] is None is logprobs["top_logprobs"][0]
     assert all(value < 0 for value in logprobs["token_logprobs"][1:])
-    assert logprobs["tokens"][:-1] == served.service.tokenizer.token_strings(ids)
+    assert logprobs["tokens"][:-1] == served.tokenizer.token_strings(ids)
     assert logprobs["text_offset"][:2] == [0, len("<|begin|>")]
     assert choice["text"].startswith("the sum")
     assert answer["usage"] == {
@@ -39,7 +40,7 @@ def test_an_echo_is_the_prompt_and_the_likeliest_next_token(served: Running) -> 
         "completion_tokens": 1,
     }
     assert (answer["object"], answer["model"]) == ("text_completion", "sft")
-    assert answer["system_fingerprint"] == served.service.pair.version
+    assert answer["system_fingerprint"] == served.pair.version
 
 
 def test_max_tokens_0_echoes_the_prompt_alone(served: Running) -> None:
@@ -55,7 +56,7 @@ def test_a_next_token_that_ends_stops(served: Running) -> None:
     [choice] = complete(served, prompt=[1, 10, 2], return_token_ids=True).json()["choices"]
     assert (choice["finish_reason"], choice["token_ids"]) == ("stop", [2])
     assert choice["prompt_token_ids"] == [1, 10, 2]
-    assert choice["text"] == served.service.tokenizer.decode([1, 10, 2]), "an EOS token is no text"
+    assert choice["text"] == served.tokenizer.decode([1, 10, 2]), "an EOS token is no text"
 
 
 def test_prompt_logprobs_are_vllms(served: Running) -> None:
@@ -66,7 +67,7 @@ def test_prompt_logprobs_are_vllms(served: Running) -> None:
     entries = first["prompt_logprobs"][1]
     assert list(entries) == ["10", "9", "8"], "the token itself stands first, once"
     assert [entry["rank"] for entry in entries.values()] == [1, 2, 3]
-    assert entries["10"]["decoded_token"] == served.service.tokenizer.decode([10])
+    assert entries["10"]["decoded_token"] == served.tokenizer.decode([10])
     own = complete(served, prompt=[1, 10, 11], **fields | {"prompt_logprobs": 0}).json()["choices"][0]
     assert [list(entry) for entry in own["prompt_logprobs"][1:]] == [["10"], ["11"]]
 
@@ -74,7 +75,7 @@ def test_prompt_logprobs_are_vllms(served: Running) -> None:
 def test_a_padded_id_is_scored_and_has_no_text(served: Running) -> None:
     [choice] = complete(served, prompt=[1, 10, 319], logprobs=4).json()["choices"]
     logprobs = choice["logprobs"]
-    assert choice["text"] == served.service.tokenizer.decode([1, 10])
+    assert choice["text"] == served.tokenizer.decode([1, 10])
     assert logprobs["tokens"][2] == ""
     # The likeliest are 319, 318, 317 and 316, a nat apart: of those without a text the last stands.
     assert logprobs["top_logprobs"][2] == {"": pytest.approx(logprobs["token_logprobs"][2] - 3)}
@@ -112,7 +113,8 @@ def test_a_model_goes_by_two_names(name: str, served: Running) -> None:
 
 
 def test_the_teacher_is_made_of_both(served: Running) -> None:
-    served.service.teacher_kl = 0.25
+    lifecycle = served.service.lifecycle
+    lifecycle.served = replace(lifecycle.served, teacher_kl=0.25)
     sft, reference, teacher = (
         complete(served, prompt=[1, 10, 11, 12], model=model).json()["choices"][0]["logprobs"][
             "token_logprobs"
@@ -182,7 +184,7 @@ def test_the_context_may_be_filled(served: Running) -> None:
 
 
 def test_a_score_that_is_no_number_is_an_error(served: Running) -> None:
-    scorer = served.service.scorer
+    scorer = served.service.lifecycle.served.scorer
     assert isinstance(scorer, FakeScorer)
     scorer.non_finite_after_id = 42
     try:

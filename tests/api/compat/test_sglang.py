@@ -58,7 +58,7 @@ def test_a_score_is_sglangs(served: Running) -> None:
     assert meta["id"] == "a"
     assert meta["finish_reason"] == {"type": "length", "length": 0}
     assert (meta["prompt_tokens"], meta["completion_tokens"], meta["cached_tokens"]) == (4, 0, 0)
-    assert meta["weight_version"] == served.service.pair.version
+    assert meta["weight_version"] == served.pair.version
     assert meta["input_token_logprobs"][0] == [None, 1, None]
     assert [entry[1:] for entry in meta["input_token_logprobs"]] == [[i, None] for i in (1, 10, 11, 12)]
     assert all(entry[0] < 0 for entry in meta["input_token_logprobs"][1:])
@@ -85,7 +85,7 @@ def test_the_list_begins_where_it_is_asked_to(served: Running) -> None:
 def test_without_log_probabilities_it_counts(served: Running) -> None:
     meta = generate(served, text="the sum", return_logprob=False)["meta_info"]
     assert meta.keys() == META
-    assert meta["prompt_tokens"] == len(served.service.tokenizer.encode("the sum"))
+    assert meta["prompt_tokens"] == len(served.tokenizer.encode("the sum"))
 
 
 def test_the_likeliest_next_token(served: Running) -> None:
@@ -93,7 +93,7 @@ def test_the_likeliest_next_token(served: Running) -> None:
     answer = generate(served, input_ids=[1, 10, 11], **one)
     # The fake engine finds the last token of the prompt the likeliest to follow.
     assert answer["output_ids"] == [11]
-    assert answer["text"] == served.service.tokenizer.decode([11])
+    assert answer["text"] == served.tokenizer.decode([11])
     meta = answer["meta_info"]
     assert meta["finish_reason"] == {"type": "length", "length": 1}
     assert (meta["completion_tokens"], meta["output_token_logprobs_length"]) == (1, 1)
@@ -128,7 +128,7 @@ def test_a_batch_is_a_list(served: Running) -> None:
         return_text_in_logprobs=True,
         return_prompt_token_ids=True,
     )
-    tokenizer = served.service.tokenizer
+    tokenizer = served.tokenizer
     assert (first["meta_info"]["id"], second["meta_info"]["id"]) == ("a_0", "a_1")
     assert first["prompt_token_ids"] == tokenizer.encode("the sum")
     texts = [entry[2] for entry in first["meta_info"]["input_token_logprobs"]]
@@ -225,7 +225,7 @@ def test_model_info_names_no_path(served: Running) -> None:
     info = served.client.get("/get_model_info").json()
     assert info == served.client.get("/model_info").json()
     assert (info["model_path"], info["is_generation"]) == ("default", True)
-    assert info["weight_version"] == served.service.pair.version
+    assert info["weight_version"] == served.pair.version
 
 
 def test_its_numbers_are_those_of_the_rewards(real: Running) -> None:
@@ -239,7 +239,7 @@ def test_its_numbers_are_those_of_the_rewards(real: Running) -> None:
     }
     assert found["sft"] == pytest.approx(scored["sft_logprobs"], abs=1e-5)
     assert found["reference"] == pytest.approx(scored["reference_logprobs"], abs=1e-5)
-    b = real.service.teacher_kl
+    b = real.service.lifecycle.served.teacher_kl
     reward_T = [b * (t - sft) for t, sft in zip(found["dpr-teacher"], found["sft"], strict=True)]
     assert reward_T == pytest.approx(scored["rewards"], abs=1e-5)
     later = logps(generate(real, input_ids=ids, logprob_start_len=len(prompt) - 1))

@@ -25,6 +25,7 @@ from densepath.api.compat.prompt_scores import (
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
 from densepath.api.schemas import ErrorAnswer, Strict, TokenIds
+from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.errors import InvalidItemError, InvalidRequestError
 
@@ -138,15 +139,15 @@ def router(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         """Log-probabilities of prompts by one model of the pair. Nothing is sampled."""
 
-        async def work(body: bytes) -> bytes:
+        async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
                 asked = validate(CompletionRequest, parse_json(body))
                 top = max(asked.logprobs or 0, asked.prompt_logprobs or 0)
-                view = model_view(asked.model, service, top=top)
+                view = model_view(asked.model, served, top=top)
                 _check(asked)
-                prompts = await asyncio.to_thread(_prompts, asked, service)
-            scores = await score_prompts(prompts, view, asked.max_tokens == 1, service)
-            return await write_answer(lambda: to_json(_answer(asked, scores, service)), service)
+                prompts = await asyncio.to_thread(_prompts, asked, served, service.limits.max_items)
+            scores = await score_prompts(prompts, view, asked.max_tokens == 1, served, service)
+            return await write_answer(lambda: to_json(_answer(asked, scores, served)), service)
 
         return await answer_json(request, service, work)
 
@@ -169,31 +170,29 @@ def _many(asked: CompletionRequest) -> list[Any]:
     return [prompt] if one else list(prompt)
 
 
-def _prompts(asked: CompletionRequest, service: Service) -> list[list[int]]:
+def _prompts(asked: CompletionRequest, served: Served, max_items: int) -> list[list[int]]:
     """Each prompt's token ids."""
     many = _many(asked)
-    if len(many) > service.limits.max_items:
-        raise InvalidItemError(
-            f"{len(many)} prompts: a request holds 1 to {service.limits.max_items}", param="prompt"
-        )
+    if len(many) > max_items:
+        raise InvalidItemError(f"{len(many)} prompts: a request holds 1 to {max_items}", param="prompt")
     if isinstance(many[0], str):
-        encode = service.tokenizer.encode
+        encode = served.tokenizer.encode
         return [encode(text, add_special_tokens=asked.add_special_tokens) for text in many]
     return many
 
 
-def _echoes(asked: CompletionRequest, service: Service) -> list[str]:
+def _echoes(asked: CompletionRequest, served: Served) -> list[str]:
     """Each prompt's text, to begin its completion with; of ids that the scores have shown to be valid."""
     many = _many(asked)
     if not asked.echo:
         return [""] * len(many)
-    return [each if isinstance(each, str) else service.tokenizer.decode(each) for each in many]
+    return [each if isinstance(each, str) else served.tokenizer.decode(each) for each in many]
 
 
-def _answer(asked: CompletionRequest, scores: list[PromptScore], service: Service) -> dict[str, Any]:
-    echoes = _echoes(asked, service)
+def _answer(asked: CompletionRequest, scores: list[PromptScore], served: Served) -> dict[str, Any]:
+    echoes = _echoes(asked, served)
     choices = [
-        _choice(i, asked, echo, score, service)
+        _choice(i, asked, echo, score, served)
         for i, (echo, score) in enumerate(zip(echoes, scores, strict=True))
     ]
     prompt_tokens = sum(len(score.token_ids) for score in scores)
@@ -204,7 +203,7 @@ def _answer(asked: CompletionRequest, scores: list[PromptScore], service: Servic
         "created": int(time.time()),
         "model": asked.model or "sft",
         "choices": choices,
-        "system_fingerprint": service.pair.version,
+        "system_fingerprint": served.pair.version,
         "usage": {
             "prompt_tokens": prompt_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
@@ -218,11 +217,11 @@ def _choice(
     asked: CompletionRequest,
     echo: str,
     score: PromptScore,
-    service: Service,
+    served: Served,
 ) -> dict[str, Any]:
     following = score.next_entries[:1] if score.next_entries else []
-    ended = any(entry.token_id in service.pair.eos_token_ids for entry in following)
-    shows = service.tokenizer.decode(
+    ended = any(entry.token_id in served.pair.eos_token_ids for entry in following)
+    shows = served.tokenizer.decode(
         [entry.token_id for entry in following], skip_special_tokens=asked.skip_special_tokens
     )
     completion = following[0].text if shows and not ended else ""

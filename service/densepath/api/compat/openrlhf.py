@@ -14,6 +14,7 @@ from densepath.api.items import Batch, Item
 from densepath.api.openapi import body_of
 from densepath.api.rewards import count_scores, score_batch
 from densepath.api.schemas import ErrorAnswer, RewardsOptions, Strict
+from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.errors import InvalidItemError, InvalidRequestError
 from densepath.sequences import Sequence
@@ -52,41 +53,37 @@ def router(service: Service) -> APIRouter:
     async def get_reward(request: Request) -> Response:
         """The sum of the rewards of each query's response. One query that cannot be scored fails them all."""
 
-        async def work(body: bytes) -> bytes:
+        async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
                 asked = validate(GetRewardRequest, parse_json(body))
-                batch = await asyncio.to_thread(_batch, asked, service)
+                batch = await asyncio.to_thread(_batch, asked, served, service.limits.max_items)
             results = await score_batch(batch, service)
             count_scores(results, service)
-            return await write_answer(
-                lambda: to_json(_answer(answer(batch, results, service)["items"])), service
-            )
+            return await write_answer(lambda: to_json(_answer(answer(batch, results)["items"])), service)
 
         return await answer_json(request, service, work)
 
     return routes
 
 
-def _batch(asked: GetRewardRequest, service: Service) -> Batch:
+def _batch(asked: GetRewardRequest, served: Served, max_items: int) -> Batch:
     count = len(asked.query)
-    if not 1 <= count <= service.limits.max_items:
-        raise InvalidItemError(
-            f"query has {count} entries: a request holds 1 to {service.limits.max_items}", param="query"
-        )
+    if not 1 <= count <= max_items:
+        raise InvalidItemError(f"query has {count} entries: a request holds 1 to {max_items}", param="query")
     prompts = [""] * count if asked.prompts is None else asked.prompts
     if len(prompts) != count:
         raise InvalidItemError(
             f"prompts has {len(prompts)} entries for {count} queries: send one for each", param="prompts"
         )
     pairs = zip(asked.query, prompts, strict=True)
-    sequences = [_sequence(index, query, prompt, service) for index, (query, prompt) in enumerate(pairs)]
-    return Batch(RewardsOptions(), [Item(None, sequence) for sequence in sequences])
+    sequences = [_sequence(index, query, prompt, served) for index, (query, prompt) in enumerate(pairs)]
+    return Batch(served, RewardsOptions(), [Item(None, sequence) for sequence in sequences])
 
 
-def _sequence(index: int, query: str, prompt: str, service: Service) -> Sequence:
+def _sequence(index: int, query: str, prompt: str, served: Served) -> Sequence:
     place = f"query[{index}]"
     try:
-        return service.check(service.tokenizer.from_whole(query, prompt))
+        return served.check(served.tokenizer.from_whole(query, prompt))
     except InvalidRequestError as error:
         raise type(error)(f"{place}: {error.message}", param=place) from error
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from densepath.api.models import Score, score_view
+from densepath.api.compat.views import Score, score_view
+from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.engine.scorer import View
 from densepath.errors import InvalidItemError, InvalidRequestError
@@ -68,7 +69,7 @@ class PromptScore:
 
 
 async def score_prompts(
-    prompts: list[list[int]], view: View, with_next: bool, service: Service
+    prompts: list[list[int]], view: View, with_next: bool, served: Served, service: Service
 ) -> list[PromptScore]:
     """Score prompts, all or none.
 
@@ -79,10 +80,10 @@ async def score_prompts(
     if with_next:
         view = View(view.sft, view.reference, max(view.top, 1))
     sequences = [_sequence(ids, with_next, index) for index, ids in enumerate(prompts)]
-    scores = await score_view(sequences, view, service)
+    scores = await score_view(sequences, view, served, service)
 
     def read() -> list[PromptScore]:
-        texts = TokenTexts(service.tokenizer)
+        texts = TokenTexts(served.tokenizer)
         return [
             _prompt_score(ids, with_next, score, texts) for ids, score in zip(prompts, scores, strict=True)
         ]

@@ -21,8 +21,10 @@ from densepath.api.compat.sglang_schemas import (
     SglangSampling,
     TokenLogp,
 )
-from densepath.api.models import Score, model_view, score_view
+from densepath.api.compat.views import Score, score_view
+from densepath.api.models import model_view
 from densepath.api.openapi import body_of
+from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.errors import InvalidItemError, InvalidRequestError
 from densepath.sequences import Sequence, as_ids
@@ -73,17 +75,17 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         """Log-probabilities of prompts by one model of the pair, as SGLang answers. Nothing is sampled."""
 
-        async def work(body: bytes) -> bytes:
+        async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
                 asked = validate(SglangRequest, parse_json(body))
-                prompts = await asyncio.to_thread(_prompts, asked, service)
+                prompts = await asyncio.to_thread(_prompts, asked, served, service.limits.max_items)
                 top = max(max(prompt.top, int(prompt.with_next)) for prompt in prompts)
-                view = model_view(asked.model or model, service, top=top)
-            scores = await score_view([prompt.sequence() for prompt in prompts], view, service)
+                view = model_view(asked.model or model, served, top=top)
+            scores = await score_view([prompt.sequence() for prompt in prompts], view, served, service)
             seconds = asyncio.get_running_loop().time() - request.state.began
 
             def make() -> bytes:
-                answers = _answers(asked, prompts, scores, seconds, service)
+                answers = _answers(asked, prompts, scores, seconds, served)
                 return to_json(answers if _batched(asked) else answers[0])
 
             return await write_answer(make, service)
@@ -94,9 +96,10 @@ def router(service: Service) -> APIRouter:
     @routes.get("/get_model_info", response_model=SglangModelInfo)
     async def model_info() -> SglangModelInfo:
         """What SGLang's own client reads first, with names in the place of a server's paths."""
-        name = service.model_name
+        served = service.lifecycle.served
+        name = served.model_name
         return SglangModelInfo(
-            model_path=name, served_model_name=name, tokenizer_path=name, weight_version=service.pair.version
+            model_path=name, served_model_name=name, tokenizer_path=name, weight_version=served.pair.version
         )
 
     return routes
@@ -109,7 +112,7 @@ def _batched(asked: SglangRequest) -> bool:
     return ids is not None and len(ids) > 0 and isinstance(ids[0], list)
 
 
-def _prompts(asked: SglangRequest, service: Service) -> list[Prompt]:
+def _prompts(asked: SglangRequest, served: Served, max_items: int) -> list[Prompt]:
     """The prompts, tokenised, each with what is asked of it."""
     if (asked.text is None) == (asked.input_ids is None):
         raise InvalidRequestError("send either text or input_ids", param="input_ids")
@@ -118,10 +121,8 @@ def _prompts(asked: SglangRequest, service: Service) -> list[Prompt]:
     value: Any = asked.input_ids if asked.text is None else asked.text
     many: list[Any] = value if _batched(asked) else [value]
     count = len(many)
-    if not 1 <= count <= service.limits.max_items:
-        raise InvalidItemError(
-            f"{count} prompts: a request holds 1 to {service.limits.max_items}", param="text"
-        )
+    if not 1 <= count <= max_items:
+        raise InvalidItemError(f"{count} prompts: a request holds 1 to {max_items}", param="text")
     params = _each(asked.sampling_params, SglangSampling(), count, "sampling_params")
     with_logprobs = _each(asked.return_logprob, False, count, "return_logprob")
     starts = _each(asked.logprob_start_len, -1, count, "logprob_start_len")
@@ -129,7 +130,7 @@ def _prompts(asked: SglangRequest, service: Service) -> list[Prompt]:
     prompts = []
     for index, rid in enumerate(_rids(asked, count)):
         _refuse_generation(params[index])
-        ids = many[index] if asked.text is None else service.tokenizer.encode(many[index])
+        ids = many[index] if asked.text is None else served.tokenizer.encode(many[index])
         start = _start(starts[index] if with_logprobs[index] else -1, ids, index)
         top = tops[index] if with_logprobs[index] else 0
         prompts.append(Prompt(rid, ids, params[index], with_logprobs[index], start, top))
@@ -184,36 +185,36 @@ def _start(asked: int, ids: list[int], index: int) -> int:
 
 
 def _answers(
-    asked: SglangRequest, prompts: list[Prompt], scores: list[Score | None], seconds: float, service: Service
+    asked: SglangRequest, prompts: list[Prompt], scores: list[Score | None], seconds: float, served: Served
 ) -> list[dict[str, Any]]:
-    texts = _texts(prompts, scores, service) if asked.return_text_in_logprobs else {}
+    texts = _texts(prompts, scores, served) if asked.return_text_in_logprobs else {}
     answers = []
     for prompt, score in zip(prompts, scores, strict=True):
-        answer = _answer(prompt, score, texts, seconds, service)
+        answer = _answer(prompt, score, texts, seconds, served)
         if asked.return_prompt_token_ids:
             answer["prompt_token_ids"] = prompt.token_ids
         answers.append(answer)
     return answers
 
 
-def _texts(prompts: list[Prompt], scores: list[Score | None], service: Service) -> dict[int, str]:
+def _texts(prompts: list[Prompt], scores: list[Score | None], served: Served) -> dict[int, str]:
     """Each id that an answer may name → its own text."""
     ids = {token_id for prompt in prompts for token_id in prompt.token_ids}
     for score in scores:
         ids |= set(score[1].top_ids_T_K.ravel().tolist()) if score else set()
-    return dict(zip(ids, service.tokenizer.token_strings(list(ids)), strict=True))
+    return dict(zip(ids, served.tokenizer.token_strings(list(ids)), strict=True))
 
 
 def _answer(
-    prompt: Prompt, score: Score | None, texts: dict[int, str], seconds: float, service: Service
+    prompt: Prompt, score: Score | None, texts: dict[int, str], seconds: float, served: Served
 ) -> dict[str, Any]:
     following = score[1].top_ids_T_K[-1, :1].tolist() if score and prompt.with_next else []
     params = prompt.params
-    ended = not params.ignore_eos and any(token_id in service.pair.eos_token_ids for token_id in following)
+    ended = not params.ignore_eos and any(token_id in served.pair.eos_token_ids for token_id in following)
     shown = [] if ended and not params.no_stop_trim else following
     skip_special_tokens = params.skip_special_tokens is not False
     return {
-        "text": service.tokenizer.decode(shown, skip_special_tokens=skip_special_tokens),
+        "text": served.tokenizer.decode(shown, skip_special_tokens=skip_special_tokens),
         "output_ids": following,
         "meta_info": {
             "id": prompt.rid,
@@ -221,7 +222,7 @@ def _answer(
             if ended
             else {"type": "length", "length": len(following)},
             "prompt_tokens": len(prompt.token_ids),
-            "weight_version": service.pair.version,
+            "weight_version": served.pair.version,
             "num_retractions": 0,
             **(_logprobs(prompt, score, texts) if prompt.with_logprobs else {}),
             "reasoning_tokens": 0,

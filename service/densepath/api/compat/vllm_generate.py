@@ -24,6 +24,7 @@ from densepath.api.compat.prompt_scores import (
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
 from densepath.api.schemas import Strict, TokenIds
+from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.errors import InvalidRequestError
 
@@ -120,30 +121,30 @@ def router(service: Service) -> APIRouter:
     async def generate(request: Request) -> Response:
         """Log-probabilities of one sequence of token ids by one model of the pair. Nothing is sampled."""
 
-        async def work(body: bytes) -> bytes:
+        async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
                 asked = validate(GenerateRequest, parse_json(body))
                 params = asked.sampling_params
                 top = max(params.logprobs or 0, params.prompt_logprobs or 0)
-                view = model_view(asked.model, service, top=top)
+                view = model_view(asked.model, served, top=top)
                 refuse_generation(params.max_tokens, params.n, asked.stream)
                 if params.prompt_logprobs is None:
                     raise InvalidRequestError(
                         "this service scores and does not generate: ask for prompt_logprobs",
                         param="sampling_params.prompt_logprobs",
                     )
-            [score] = await score_prompts([asked.token_ids], view, params.max_tokens == 1, service)
-            return await write_answer(lambda: to_json(_answer(asked, score, service)), service)
+            [score] = await score_prompts([asked.token_ids], view, params.max_tokens == 1, served, service)
+            return await write_answer(lambda: to_json(_answer(asked, score, served)), service)
 
         return await answer_json(request, service, work)
 
     return routes
 
 
-def _answer(asked: GenerateRequest, score: PromptScore, service: Service) -> dict[str, Any]:
+def _answer(asked: GenerateRequest, score: PromptScore, served: Served) -> dict[str, Any]:
     params, prompt_tokens = asked.sampling_params, len(score.token_ids)
     following = [] if score.next_id is None else [score.next_id]
-    ended = any(token_id in service.pair.eos_token_ids for token_id in following)
+    ended = any(token_id in served.pair.eos_token_ids for token_id in following)
     return {
         "request_id": asked.request_id or uuid.uuid4().hex,
         "model": asked.model or "sft",

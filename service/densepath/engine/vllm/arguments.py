@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.config import EngineOptions
 from densepath.engine.vllm import ARCHITECTURE
 from densepath.engine.vllm.environment import cpu_build
 from densepath.errors import InvalidRequestError
@@ -19,19 +19,6 @@ CPU_BLOCK_SIZE = 32
 
 #: vLLM's names of it.
 FP32 = ("float32", "float")
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What an operator may set of vLLM; None leaves the choice to the engine."""
-
-    dtype: str = "auto"
-    gpu_memory_utilization: float | None = None
-    kv_cache_memory_bytes: int | None = None
-    tensor_parallel_size: int = 1
-    distributed_executor_backend: str | None = None
-    max_num_batched_tokens: int | None = None
-    max_num_seqs: int | None = None
 
 
 def engine_arguments(

@@ -19,19 +19,15 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from densepath.engine.ranking import read_table, table_width
-from densepath.engine.scorer import Scored, View
+from densepath.engine.scorer import Scored, View, engine_died
 from densepath.engine.vllm.core_process import engine_process
 from densepath.engine.vllm.lifetime import mark_children
 from densepath.engine.vllm.longrope import ShortSequences
 from densepath.engine.vllm.plugin import register
 from densepath.engine.vllm.pooler import TASK, pooling_params
 from densepath.engine.vllm.reasons import forget, reasons
-from densepath.errors import EngineUnavailableError, InternalError
+from densepath.errors import InternalError
 from densepath.sequences import Sequence
-
-
-def _gone() -> EngineUnavailableError:
-    return EngineUnavailableError("the engine is not running: the service restarts", retry_after=30)
 
 
 def _scored(output: Any, sequence: Sequence, view: View | None = None) -> Scored:
@@ -70,7 +66,7 @@ class VllmScorer:
         with reasons(), engine_process():
             self._llm = await asyncio.to_thread(self._load)
         self._short = ShortSequences.of(self._llm.model_config)
-        self._death = asyncio.ensure_future(self._until_dead())
+        self._death = asyncio.ensure_future(self.died())
 
     def _load(self) -> AsyncLLM:
         args = AsyncEngineArgs(**self.arguments, disable_log_stats=True, enable_log_requests=False)
@@ -79,13 +75,13 @@ class VllmScorer:
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         """Score one sequence; a cancelled call aborts its work in the engine."""
         if not self.alive():
-            raise _gone()
+            raise engine_died()
         params = pooling_params(sequence.spans(), view, cold=cold)
         work = asyncio.ensure_future(self._encode(sequence, params, view))
         try:
             await asyncio.wait({work, self._death}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise _gone()
+                raise engine_died()
             return work.result()
         finally:
             work.cancel()
@@ -98,14 +94,12 @@ class VllmScorer:
             async with aclosing(outputs):
                 return _scored(await anext(outputs), sequence, view)  # a pooling request has one output
         except EngineDeadError as error:
-            raise _gone() from error
+            raise engine_died() from error
 
-    async def _until_dead(self) -> None:
+    async def died(self) -> None:
         """Return when the engine is gone. vLLM leaves a call waiting that comes just after the death."""
-        while True:
+        while self.alive():  # noqa: ASYNC110  # vLLM has no event for it
             await asyncio.sleep(DEATH_LOOK_SECONDS)
-            if not self.alive():
-                return
 
     def alive(self) -> bool:
         """Whether the engine process still runs."""

@@ -10,12 +10,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from densepath.engine.vllm.arguments import EngineOptions, engine_arguments
+from densepath.config import EngineOptions
+from densepath.engine.vllm.arguments import engine_arguments
 
 
 def try_pair(
@@ -43,7 +44,8 @@ def job_of(
 ) -> str:
     """One line for the child: vLLM is imported there alone, also for what the arguments need of it."""
     given = {"checkpoint_dtype": checkpoint_dtype, "context_length": context_length}
-    return json.dumps({"sft": str(sft), "reference": str(reference), "options": asdict(options), **given})
+    chosen = {field.name: getattr(options, field.name) for field in fields(EngineOptions)}
+    return json.dumps({"sft": str(sft), "reference": str(reference), "options": chosen, **given})
 
 
 def _main() -> None:

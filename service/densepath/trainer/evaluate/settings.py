@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from densepath.config import CONFIG_FILE
 from densepath.trainer.rollouts.engines import RolloutEngine
 
 _CHECKER = "module:function or file.py:function, called as (prompt, response, answer); default: exact match."
@@ -47,6 +48,7 @@ class EvalSettings:
         str | None, typer.Option(help="Tasks of lm-evaluation-harness to run, commas between.")
     ] = None
     lm_eval_args: Annotated[str, typer.Option(help="More of its arguments, as in '--limit 100'.")] = ""
+    config: CONFIG_FILE = None
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,4 @@ class ProbeSettings:
         int, typer.Option(help="Tokens of a response at most; one that is cut is wrong.", min=1)
     ] = 256
     output: Annotated[Path | None, typer.Option("-o", "--output", help=_JSON)] = None
+    config: CONFIG_FILE = None
