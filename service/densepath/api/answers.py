@@ -1,4 +1,4 @@
-"""Scores to bytes, in the form that was asked for."""
+"""From scores to the bytes of an answer, as JSON or safetensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARRAYS = ("rewards", "sft_logprobs", "reference_logprobs", "returns")
 
 @dataclass(frozen=True)
 class ScoredItem:
-    """A scored item: its arrays are float32 [T]."""
+    """A scored item. Arrays are float32 [T], in nats."""
 
     sequence: Sequence
     scored: Scored
@@ -40,7 +40,7 @@ class ScoredItem:
 
 
 def answer(batch: Batch, results: list[ScoredItem | DensepathError]) -> dict[str, Any]:
-    """The whole answer; the arrays in it are still numpy's."""
+    """The whole answer as a dict. The arrays in it are still numpy arrays."""
     good = [result for result in results if isinstance(result, ScoredItem)]
     return {
         "object": "rewards",
@@ -90,7 +90,7 @@ def _item(index: int, item: Item, result: ScoredItem | DensepathError, batch: Ba
 
 
 async def write_answer(make: Callable[[], bytes], service: Service) -> bytes:
-    """The answer's bytes, made off the event loop: the last stage of a request."""
+    """Make the bytes of an answer outside the event loop: the last stage of a request."""
     with service.traces.stage("answer") as span:
         content = await asyncio.to_thread(make)
         span.count(bytes=len(content))
@@ -98,12 +98,12 @@ async def write_answer(make: Callable[[], bytes], service: Service) -> bytes:
 
 
 def to_json(fields: dict[str, Any] | list[dict[str, Any]]) -> bytes:
-    """JSON; a float32 is written with the digits that give the same float32 back."""
+    """JSON. Each float32 is written with the fewest digits that give the same float32 back."""
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def to_safetensors(fields: dict[str, Any]) -> bytes:
-    """One blob: the arrays of all items end to end, the rest as metadata. A failed item has no rows."""
+    """One safetensors blob: all items' arrays joined, the rest as metadata. A failed item has no rows."""
     items: list[dict[str, Any]] = fields["items"]
     lengths_N = [len(item["rewards"]) if "rewards" in item else 0 for item in items]
     arrays: dict[str, NDArray[Any]] = {"offsets": np.cumsum([0, *lengths_N], dtype=np.int64)}

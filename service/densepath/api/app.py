@@ -1,4 +1,4 @@
-"""The application: it wires, and nothing else."""
+"""The application: all routes, the edge and the OpenAPI document, put together."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from densepath.api.service import Service
 def create_app(
     service: Service, *, engine: str, keys: ApiKeys | None = None, examples: Sequence[Mapping[str, Any]] = ()
 ) -> FastAPI:
-    """The service's routes over one `Service`. The playground offers `examples`, of a demo."""
+    """All routes over one `Service`. The playground offers `examples`: prompts with two responses each."""
     app = FastAPI(
         title="densepath",
         version=densepath.__version__,
         summary="Dense rewards from two checkpoints of one SFT run",
-        docs_url=None,  # FastAPI's page loads from elsewhere
+        docs_url=None,  # FastAPI's page loads its scripts from another site
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the client's path and Host
     )

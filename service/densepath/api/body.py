@@ -1,4 +1,4 @@
-"""Reading a request: its body within bytes and seconds, its JSON with strict types, its deadline."""
+"""Reading a request: a body of bounded size and time, JSON with strict types, the deadline."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def _read_json_body(request: Request, service: Service) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON to Python. NaN is refused later, where a field has a type; of two equal keys the last counts."""
+    """Parse JSON. Fields refuse NaN later, by their types. Of two equal keys, the last one counts."""
     try:
         return from_json(body, allow_inf_nan=True)
     except ValueError as error:
@@ -92,7 +92,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def validate(model: type[Model], value: Any, *, at: str = "") -> Model:
-    """A value as a model, or the contract's error: what is wrong and where, without the input."""
+    """A value as a model. Raises the contract's error: what is wrong and where, without the input itself."""
     try:
         return model.model_validate(value)
     except ValidationError as refused:
@@ -119,7 +119,7 @@ def _error(detail: ErrorDetails, at: str, fields: list[str]) -> InvalidRequestEr
 
 
 def deadline(request: Request) -> float:
-    """When the client's deadline is, on the event loop's clock; infinity without one."""
+    """The client's deadline on the event loop's clock; infinity where the client set none."""
     text = request.headers.get("x-request-timeout")
     if text is None:
         return math.inf
@@ -137,10 +137,10 @@ def deadline(request: Request) -> float:
 async def while_wanted(
     work: Coroutine[Any, Any, T], service: Service, until: float, *, reader: Request | None = None
 ) -> T:
-    """Run `work` until it is done, the deadline passes, the drain bound is over or `reader` hangs up.
+    """Run `work` until it is done, the deadline passes, the drain time is over or `reader` disconnects.
 
-    In the last three cases the work is cancelled, in the engine too, before this returns. Whoever reads the
-    body sees the hang-up itself: `reader` is for after that.
+    In the last three cases the work is cancelled, in the engine too, before this returns. While the body is
+    being read, the reading itself notices a disconnect: give `reader` only after that.
     """
     task = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(service.lifecycle.out_of_time.wait())

@@ -1,4 +1,4 @@
-"""The edge of the service, one ASGI layer: request id, keys, early refusals, errors, metrics, log line."""
+"""The edge of the service, one ASGI layer: request ids, keys, early refusals, errors, metrics, log lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from densepath.telemetry.traces import NO_SPAN, Span, Traces
 OPEN_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-#: Only the page asks so: to the browser it means a dialogue.
+#: Only the playground's page asks in this way: it makes the browser show a login dialogue.
 BASIC = b'Basic realm="densepath", charset="UTF-8"'
 CLIENT_CLOSED = 499  # nginx's number; only logged and counted, since nobody is there to read it
 
@@ -48,11 +48,11 @@ log = structlog.get_logger()
 
 
 class ClientDisconnectedError(Exception):
-    """The client hung up: there is nobody to answer."""
+    """The client has closed the connection, so nobody reads an answer."""
 
 
 class Edge:
-    """Wraps the whole application. Every error becomes the contract's JSON here, once."""
+    """Wraps the whole application. Every error is turned into the contract's JSON here, in one place."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class Edge:
         except Exception:
             log.exception("request_failed", request_id=exchange.request_id)
             await exchange.fail(
-                InternalError("an internal error: the service's log has it under this request id")
+                InternalError("an internal error: search the service's log for this request id")
             )
 
     def _refuse_early(self, path: str, headers: Headers) -> None:
-        """What can be refused before the body is read."""
+        """Refuse what can be refused before the body is read."""
         if path.startswith("/admin/"):
             raise AdminKeyRequiredError("the /admin routes are off: this service has no admin key")
         if self.keys and path not in OPEN_ROUTES:
@@ -143,7 +143,7 @@ class Edge:
 
 
 def sent_key(authorization: str) -> bytes | None:
-    """The key of an Authorization header: a Bearer token, or the password of Basic (docs/decisions/0009)."""
+    """The key in an Authorization header: the Bearer token, or the Basic password (docs/decisions/0009)."""
     scheme, _, value = authorization.partition(" ")
     value = value.strip(" \t")
     if scheme.lower() == "bearer":
@@ -158,14 +158,14 @@ def sent_key(authorization: str) -> bytes | None:
 
 
 def too_large(max_body_bytes: int) -> BodyTooLargeError:
-    """The refusal of a body over the limit."""
+    """The error of a body that is larger than the limit."""
     return BodyTooLargeError(
         f"the body is over this service's limit of {max_body_bytes} bytes: split it into several requests"
     )
 
 
 def route_error(status: int) -> DensepathError:
-    """What Starlette's router says, in the contract's words."""
+    """The contract's error for a status of Starlette's router."""
     if status == 405:
         return MethodNotAllowedError("this route does not take this method: see /openapi.json")
     if status == 404:
@@ -191,14 +191,14 @@ class _Exchange:
         self._send = send
 
     async def send(self, message: Message) -> None:
-        """Pass a message on, with the request id."""
+        """Send a message of the answer, with the request id in its headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
         await self._send(message)
 
     async def fail(self, error: DensepathError) -> None:
-        """Answer with an error; an answer that has begun can only be cut."""
+        """Answer with an error. An answer that has already begun can only be cut off."""
         self.error = error
         if self.status:
             log.error("answer_cut", request_id=self.request_id, code=error.code)

@@ -1,4 +1,4 @@
-"""How the routes call the engine: counted, checked, and never left running when its request is over."""
+"""How the routes call the engine: calls are counted, checked, and cancelled when their request ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @contextmanager
 def admitted(items: int, tokens: int, service: Service) -> Iterator[Ticket]:
-    """The stage of a request in which its sequences are in the budget.
+    """The stage of a request in which its tokens count against the budget.
 
     Raises OverloadedError where there is no room.
     """
@@ -34,12 +34,12 @@ def admitted(items: int, tokens: int, service: Service) -> Iterator[Ticket]:
 async def score_sequence(
     sequence: Sequence, ticket: Ticket, served: Served, service: Service, view: View | None = None
 ) -> Scored:
-    """Score one sequence, and give its share of the budget back."""
+    """Score one sequence, then return its tokens to the budget."""
     with service.metrics.running_sequences.track_inprogress():
         scored = await served.scorer.score(sequence, view)
     ticket.finish(len(sequence.token_ids_L))
     if {len(scored.logp_sft_T), len(scored.logp_reference_T)} != {len(sequence.positions_T)}:
-        raise InternalError("the engine answered another number of scores than there are scored tokens")
+        raise InternalError("the engine did not return one score for each scored token")
     return scored
 
 
@@ -47,7 +47,7 @@ async def score_sequence(
 async def together(
     works: Iterable[Coroutine[Any, Any, T]],
 ) -> AsyncIterator[list[asyncio.Task[T]]]:
-    """The works as tasks that run at once; those not done at the end are cancelled, in the engine too."""
+    """Run the works as concurrent tasks. At the end, unfinished tasks are cancelled, in the engine too."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         yield tasks
@@ -58,7 +58,7 @@ async def together(
 
 
 def count_tokens(sequences: list[Sequence], scored: list[Scored], service: Service) -> None:
-    """Put the tokens of the sequences that one request had scored into the metrics."""
+    """Count the tokens of a request's scored sequences in the metrics."""
     service.metrics.count_tokens(
         np.array([each.prompt_tokens for each in sequences], dtype=np.int64),
         np.array([len(each.positions_T) for each in sequences], dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Both wire forms of a request into one: a batch of sequences, or an error in an item's place."""
+"""From both wire forms of a request to one batch. An item without a sequence has its error instead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from densepath.errors import (
 from densepath.sequences import Sequence
 from densepath.wire import PackedRequest, unpack_request
 
-#: The fields that make each form. `response` belongs to two and decides nothing.
+#: The fields that identify each form. `response` belongs to two forms, so it identifies none.
 FORMS: dict[str, type[Strict]] = {
     "prompt_token_ids": TokensItem,
     "response_token_ids": TokensItem,
@@ -51,8 +51,8 @@ class Item:
 
     id: str | None
     sequence: Sequence | DensepathError
-    from_text: bool = False  # its token ids always go back in the answer
-    from_mask: bool = False  # so do its positions
+    from_text: bool = False  # the answer then has its token ids
+    from_mask: bool = False  # the answer then has the positions of its scored tokens
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Batch:
 
 
 def read_json_batch(body: bytes, served: Served, max_items: int) -> Batch:
-    """A JSON body. Tokenises text, so it belongs off the event loop."""
+    """Read a JSON body. It tokenises text, so call it outside the event loop."""
     value = parse_json(body)
     if not isinstance(value, dict):
         raise InvalidRequestError("the body must be a JSON object with items")
@@ -79,7 +79,7 @@ def read_json_batch(body: bytes, served: Served, max_items: int) -> Batch:
 
 
 def read_packed_batch(body: bytes, served: Served, max_items: int) -> Batch:
-    """A safetensors body."""
+    """Read a safetensors body."""
     packed = unpack_request(body)
     options = validate(PackedOptions, packed.request)
     _check_served(options, served)
@@ -120,9 +120,9 @@ def _read_item(raw: Any, index: int, served: Served) -> Item:
 def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, served: Served) -> Sequence:
     found = list(forms)
     if not found:
-        raise InvalidRequestError(f"no form of an item: send {FORMS_IN_WORDS}")
+        raise InvalidRequestError(f"the item has none of the forms: send {FORMS_IN_WORDS}")
     if len(found) > 1:
-        raise InvalidItemError(f"two forms at once: send either {FORMS_IN_WORDS}")
+        raise InvalidItemError(f"the item mixes two forms: send either {FORMS_IN_WORDS}")
     match validate(found[0], raw, at=f"items[{index}]"):
         case TokensItem(prompt_token_ids=prompt_ids, response_token_ids=response_ids):
             return sequences.from_response(prompt_ids, response_ids)
@@ -165,7 +165,7 @@ def _read_packed(packed: PackedRequest, index: int, item_id: str | None, served:
 
 
 def _located(index: int, make: Callable[[], Sequence]) -> Sequence | DensepathError:
-    """A sequence, or its error with the item's place in it."""
+    """A sequence, or its error, which then names the item."""
     try:
         return make()
     except InvalidRequestError as error:
@@ -173,7 +173,7 @@ def _located(index: int, make: Callable[[], Sequence]) -> Sequence | DensepathEr
 
 
 def at_item(error: DensepathError, index: int) -> DensepathError:
-    """The same error, naming the item."""
+    """The same error, with the index of the item in it."""
     place = f"items[{index}]"
     if (error.param or "").startswith(place):
         return error

@@ -1,4 +1,4 @@
-"""The models that the compatible routes score by: `sft`, `reference`, and `dpr-teacher` made of both.
+"""The models of the compatible routes: `sft`, `reference`, and `dpr-teacher`, which combines both.
 
 The teacher's log-probability is `t = (1 + 1/b) log p_sft - (1/b) log p_reference`: a distillation client that
 maximises `t - log pi` of its own samples maximises `r - b (log pi - log p_sft)`, divided by b, which is the
@@ -15,7 +15,7 @@ MODELS = ("sft", "reference", "dpr-teacher")
 
 
 def model_view(name: str | None, served: Served, *, top: int = 0) -> View:
-    """The log-probabilities of a model by its name, `NAME/sft` and the like included; the SFT's for None."""
+    """The view of a model by its name, such as `sft` or `NAME/sft`; the view of the SFT for None."""
     match (name or "sft").removeprefix(f"{served.model_name}/"):
         case "sft":
             return View(1.0, 0.0, top)
@@ -28,6 +28,6 @@ def model_view(name: str | None, served: Served, *, top: int = 0) -> View:
 
 
 def check_name(name: str | None, served: Served) -> None:
-    """Refuse a name that is neither the pair's nor that of one of its models."""
+    """Refuse a name that is neither the name of the pair nor of one of its models."""
     if name != served.model_name:
         model_view(name, served)

@@ -1,4 +1,4 @@
-"""Request bodies in the OpenAPI document: the routes parse them, so FastAPI can't see their models."""
+"""Request bodies in the OpenAPI document. The routes parse them, so FastAPI cannot find their models."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pydantic.json_schema import models_json_schema
 
 from densepath.wire import JSON_MEDIA_TYPE
 
-_requests: dict[str, type[BaseModel]] = {}  # by name: every model that a route's `body_of` names
+_requests: dict[
+    str, type[BaseModel]
+] = {}  # name of a model → the model, for every model that `body_of` was given
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """A model's place in the document."""
+    """A reference to a model in the document."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
@@ -28,7 +30,7 @@ def body_of(*models: type[BaseModel], **other_media: Any) -> dict[str, Any]:
 
 
 def document(app: FastAPI, base: Any) -> dict[str, Any]:
-    """FastAPI's own document (`base` makes it) with the request models and the key in it."""
+    """FastAPI's own document, made by `base`, with the request models and the API key added."""
     if app.openapi_schema is None:
         schema: dict[str, Any] = base()
         _, definitions = models_json_schema(

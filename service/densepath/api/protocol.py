@@ -1,4 +1,4 @@
-"""The connection: httptools, with bounds on headers and a close that lets the client read its answer."""
+"""One connection: httptools with limits on headers, and a close that lets the client read its answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from densepath.errors import DensepathError, MalformedBodyError, RequestTimeoutE
 
 HEADER_SECONDS = 10.0
 HEADER_BYTES = 65_536
-#: How long a client that is still sending may go on after its answer.
+#: How long a client that is still sending may continue to send after its answer.
 LINGER_SECONDS = 5.0
 
 
@@ -35,12 +35,12 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
         self._headers_late = self.loop.call_later(self.header_seconds, self._refuse_late_headers)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request; after the last answer they are thrown away."""
+        """Take bytes of a request. After the last answer they are thrown away."""
         if self._closing.is_closing():
             return
         self._begun = False
         super().data_received(data)
-        if self._in_headers and not self._begun:  # all of it is one request's headers
+        if self._in_headers and not self._begun:  # all of these bytes are headers of one request
             self._header_bytes += len(data)
         if self._header_bytes > HEADER_BYTES:
             self._refuse(MalformedBodyError(f"the headers are over {HEADER_BYTES} bytes"))
@@ -54,24 +54,24 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
         self._headers_late = self.loop.call_later(self.header_seconds, self._refuse_late_headers)
 
     def on_headers_complete(self) -> None:
-        """The headers are whole."""
+        """The headers have arrived completely."""
         self._headers_late.cancel()
         self._in_headers, self._closing.unread = False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The body is whole."""
+        """The body has arrived completely."""
         self._closing.unread = False
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is left to wait for."""
+        """The connection is lost: stop every timer."""
         self._headers_late.cancel()
         self._closing.lost()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is not HTTP, in the contract's shape."""
+        """Answer bytes that are not HTTP, in the contract's shape."""
         self._refuse(MalformedBodyError("the request is not valid HTTP"))
 
     def _refuse_late_headers(self) -> None:
@@ -96,24 +96,24 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
 class _LingeringTransport:
     """A transport whose `close` waits for a client that is still sending.
 
-    Closing with unread bytes resets the connection, and the client loses the answer that says why. So the
-    write side is closed first, and the rest once the client has hung up or LINGER_SECONDS have passed.
+    Closing with unread bytes resets the connection, and the client then loses the answer with the reason. So
+    the write side is closed first, and the rest once the client has closed or LINGER_SECONDS have passed.
     """
 
     def __init__(self, transport: Any, resume_reading: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._resume_reading, self._loop = transport, resume_reading, loop
         self._end: asyncio.TimerHandle | None = None
-        self.unread = False  # part of a request has yet to arrive
+        self.unread = False  # whether part of a request has not arrived yet
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def is_closing(self) -> bool:
-        """True as soon as nothing more is to be written."""
+        """True as soon as nothing more will be written."""
         return self._end is not None or bool(self._transport.is_closing())
 
     def close(self) -> None:
-        """Close, now or after the client has."""
+        """Close now, or after the client has closed."""
         if self.is_closing() or not self.unread:
             self._transport.close()
             return

@@ -82,7 +82,7 @@ async def score_batch(batch: Batch, service: Service) -> list[ScoredItem | Dense
 
 
 async def _or_error(task: asyncio.Future[ScoredItem]) -> ScoredItem | DensepathError:
-    """A result, or the error of its own item. A service that is gone fails the whole request."""
+    """A scored item, or the error of that item. An engine that is gone fails the whole request instead."""
     try:
         return await task
     except UnavailableError:
@@ -105,7 +105,7 @@ async def _score_item(
 
 
 def count_scores(results: list[ScoredItem | DensepathError], service: Service) -> None:
-    """Put the scores of one request into the metrics."""
+    """Count the scores and the errors of one request in the metrics."""
     metrics = service.metrics
     good = [result for result in results if isinstance(result, ScoredItem)]
     count_tokens([result.sequence for result in good], [result.scored for result in good], service)

@@ -1,4 +1,4 @@
-"""The small routes: health, metrics, versions, the pair, tokenize and detokenize."""
+"""The other routes: health, metrics, versions, the pair, tokenize and detokenize."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def health(service: Service) -> APIRouter:
-    """Open to anyone: alive, ready, metrics."""
+    """The routes that need no key: health and metrics."""
     routes = APIRouter(responses=ERRORS)
 
     @routes.get("/livez", response_model=StatusAnswer)
     async def livez() -> StatusAnswer:
-        """The process works; 503 when only a restart helps."""
+        """The process works. 503 means that only a restart helps."""
         if not service.lifecycle.alive():
             raise engine_died()
         return StatusAnswer(status="alive")
@@ -55,20 +55,20 @@ def health(service: Service) -> APIRouter:
     @routes.get("/readyz", response_model=StatusAnswer)
     @routes.get("/health", response_model=StatusAnswer)
     async def readyz() -> StatusAnswer:
-        """The pair is loaded, and the service is not draining."""
+        """The pair is loaded and verified, and the service is not draining."""
         service.lifecycle.take()
         return StatusAnswer(status="ready")
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Prometheus text."""
+        """All metrics in the text format of Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes
 
 
 def about(service: Service, engine: str) -> APIRouter:
-    """What is served."""
+    """The routes that describe what is served."""
     routes = APIRouter(responses=ERRORS)
     limits = service.limits
     loaded = int(time.time())
@@ -81,7 +81,7 @@ def about(service: Service, engine: str) -> APIRouter:
 
     @routes.get("/v1/pair", response_model=PairAnswer)
     async def served_pair() -> PairAnswer:
-        """The served pair, and what one request may hold."""
+        """The served pair, its verification, and the limits of one request."""
         served = service.lifecycle.served
         pair = served.pair
         return PairAnswer(
@@ -104,7 +104,7 @@ def about(service: Service, engine: str) -> APIRouter:
 
     @routes.get("/v1/models", response_model=ModelsAnswer)
     async def models() -> ModelsAnswer:
-        """The pair, its two models, and the teacher that both make."""
+        """The pair, its two models, and the teacher that combines both."""
         served = service.lifecycle.served
         names = (served.model_name, *MODELS)
         length = served.scorer.context_length

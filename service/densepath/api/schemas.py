@@ -1,4 +1,4 @@
-"""The JSON of the contract, as pydantic models: strict types, no field that the contract does not have."""
+"""The JSON of the contract as pydantic models: strict types, and no unknown fields."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Include = Literal["logprobs", "returns", "tokens"]
 
 
 class Strict(BaseModel):
-    """`true`, `2.0` and `"3"` are not integers, and an unknown field is an error."""
+    """Strict types: `true`, `2.0` and `"3"` are not integers, and an unknown field is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class TokensItem(Strict):
-    """The first-class form: nothing is tokenised again."""
+    """Prompt and response as token ids. This is the best form: nothing is tokenised again."""
 
     id: str | None = None
     prompt_token_ids: TokenIds
@@ -25,7 +25,7 @@ class TokensItem(Strict):
 
 
 class SpansItem(Strict):
-    """Multi-turn or tool use: rewards for the tokens under the mask."""
+    """One sequence of several turns: rewards for the tokens whose mask is 1."""
 
     id: str | None = None
     token_ids: TokenIds
@@ -33,7 +33,7 @@ class SpansItem(Strict):
 
 
 class TextItem(Strict):
-    """Prompt and response are tokenised on their own, then joined."""
+    """Prompt and response as text. Each is tokenised separately, then they are joined."""
 
     id: str | None = None
     prompt: str
@@ -41,7 +41,7 @@ class TextItem(Strict):
     append_eos: bool = False
 
 
-#: Checked where it is rendered, in `densepath.chat.render`, whose errors name the part.
+#: The content is checked in `densepath.chat.render`, where it is rendered. Its errors name the part.
 _CONTENT = {
     "anyOf": [
         {"type": "string"},
@@ -65,7 +65,7 @@ TemplateKwargs = Annotated[
 
 
 class Message(BaseModel):
-    """One message of a chat; what else a template reads (tool calls, names) passes through."""
+    """One message of a chat. Other fields that a template reads (tool calls, names) are passed on to it."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -74,7 +74,7 @@ class Message(BaseModel):
 
 
 class ChatItem(Strict):
-    """The SFT model's chat template with a generation prompt, then the response."""
+    """Chat messages, rendered by the SFT model's template with a generation prompt, then the response."""
 
     id: str | None = None
     messages: list[Message]
@@ -84,7 +84,7 @@ class ChatItem(Strict):
 
 
 class RewardsOptions(Strict):
-    """A request without its items; also the `request` metadata of the safetensors form."""
+    """The options of a request; also the `request` metadata of the safetensors form."""
 
     model: str | None = None
     model_version: Annotated[str | None, Field(description="409 when another version is being served")] = None
@@ -100,20 +100,20 @@ class RewardsRequest(RewardsOptions):
 
 
 def _unicode(text: str) -> str:
-    """Metadata may spell half of a surrogate pair, which no JSON answer can echo."""
+    """Refuse half of a surrogate pair: metadata may have one, and no JSON answer can repeat it."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("half of a surrogate pair is not a character")
     return text
 
 
 class PackedOptions(RewardsOptions):
-    """The safetensors form's `request` metadata: the ids travel as one list."""
+    """The `request` metadata of the safetensors form, with the ids of all items in one list."""
 
     ids: list[Annotated[str, AfterValidator(_unicode)] | None] | None = None
 
 
 class ErrorBody(BaseModel):
-    """OpenAI's shape."""
+    """An error in OpenAI's shape."""
 
     message: str
     type: str
@@ -122,13 +122,13 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every error."""
+    """The body of every error."""
 
     error: ErrorBody
 
 
 class ScoredItem(BaseModel):
-    """One item's rewards, one for each scored token, in order."""
+    """The rewards of one item: one for each scored token, in order, in nats."""
 
     index: int
     id: str | None = None
@@ -151,7 +151,7 @@ class ScoredItem(BaseModel):
 
 
 class FailedItem(BaseModel):
-    """An item that could not be scored, with no number."""
+    """An item that could not be scored. It has no number."""
 
     index: int
     id: str | None = None
@@ -160,7 +160,7 @@ class FailedItem(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of the items that were scored."""
+    """How many tokens the scored items have."""
 
     prompt_tokens: int
     response_tokens: int
@@ -180,7 +180,7 @@ class RewardsAnswer(BaseModel):
 
 
 class TokenizeText(Strict):
-    """vLLM's completion form."""
+    """A text, in vLLM's form."""
 
     model: str | None = None
     prompt: str
@@ -189,7 +189,7 @@ class TokenizeText(Strict):
 
 
 class TokenizeChat(Strict):
-    """vLLM's chat form."""
+    """A chat, in vLLM's form."""
 
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -216,7 +216,7 @@ class DetokenizeRequest(Strict):
 
 
 class DetokenizeAnswer(BaseModel):
-    """Their text."""
+    """The text of the token ids."""
 
     prompt: str
 
@@ -229,7 +229,7 @@ class PairSources(BaseModel):
 
 
 class PairLimits(BaseModel):
-    """What one request may hold; clients split by it."""
+    """The limits of one request. Clients split their requests by them."""
 
     max_items: int
     max_body_bytes: int
@@ -237,14 +237,14 @@ class PairLimits(BaseModel):
 
 
 class DifferenceAnswer(BaseModel):
-    """Between the engine and transformers, in nats, over all scored tokens of the probes."""
+    """Differences between the engine and transformers, in nats, over all scored tokens of the probes."""
 
     largest: float
     mean: float
 
 
 class VerifiedAnswer(BaseModel):
-    """Whether the engine was held against transformers before it served, and what came out."""
+    """Whether the engine was compared with transformers before it served, and the result."""
 
     verified: bool
     reason: Annotated[str | None, Field(description="why it was not verified")]
@@ -286,7 +286,7 @@ class PairAnswer(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """One name under which something is served."""
+    """One model name that requests may use."""
 
     id: str
     object: Literal["model"] = "model"
@@ -296,14 +296,14 @@ class ModelCard(BaseModel):
 
 
 class ModelsAnswer(BaseModel):
-    """OpenAI's list."""
+    """The list of models, in OpenAI's shape."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class VersionAnswer(BaseModel):
-    """What runs."""
+    """The versions of the software and of the pair."""
 
     version: str
     engine: str
@@ -311,6 +311,6 @@ class VersionAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """Health."""
+    """The state of the service."""
 
     status: str

@@ -1,4 +1,4 @@
-"""Running the application: uvicorn, and a drain that loses nothing."""
+"""Running the application with uvicorn, and draining it without losing a request."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from densepath.api.protocol import BoundedProtocol
 from densepath.api.service import Service
 from densepath.engine.scorer import engine_died
 
-#: After the drain bound, for answers that say so to reach their clients.
+#: After the drain time, so that the last answers (503 `draining`) reach their clients.
 LAST_WORDS_SECONDS = 1.0
 #: After that, for clients that read their answers slowly.
 SLOW_READER_SECONDS = 2
 
-#: From the engine's death to the end of the process, for probes and clients to see it.
+#: From the engine's death to the end of the process, so that probes and clients see it.
 DEATH_SECONDS = 3.0
 
 log = structlog.get_logger()
@@ -33,12 +33,12 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn would end the process by the signal itself: a drained service exits 0."""
+        """Do nothing: uvicorn would end the process by the signal, and a drained service exits with 0."""
         yield
 
 
 def build_server(app: FastAPI, host: str, port: int) -> Server:
-    """A server with the limits that the application can't set."""
+    """A server with the limits that only the server can set."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -59,11 +59,11 @@ def build_server(app: FastAPI, host: str, port: int) -> Server:
 async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_seconds: float) -> None:
     """Load the pair while /livez already answers, serve until SIGTERM or SIGINT, drain, and return.
 
-    Draining: readiness drops at once, what is in flight is finished within `drain_seconds`, what is left
-    then is answered 503 `draining`. A second signal ends the wait. Raises EngineUnavailableError when the
-    engine has died: only a new process helps (docs/decisions/0004).
+    Draining: /readyz answers 503 at once, requests in flight may finish within `drain_seconds`, and those
+    that are left then are answered with 503 `draining`. A second signal ends the wait. Raises
+    EngineUnavailableError when the engine has died: only a new process helps (docs/decisions/0004).
     """
-    lifecycle, scorer = service.lifecycle, service.lifecycle.served.scorer
+    lifecycle = service.lifecycle
     server = build_server(app, host, port)
     async with _signals() as signals:
         running = asyncio.ensure_future(server.serve())
@@ -73,11 +73,11 @@ async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_s
         await asyncio.wait({running, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if loading.done():
-                loading.result()  # a pair that can't be loaded ends the process, with its reason
+                loading.result()  # raises where the pair cannot be loaded, which ends the process
                 await asyncio.wait({running, asked, died}, return_when=asyncio.FIRST_COMPLETED)
             elif asked.done():
                 log.info("stopped_while_loading")
-                await scorer.close()
+                await lifecycle.served.scorer.close()
                 os._exit(0)  # the thread that starts the engine can't be cancelled
             if asked.done():
                 await _drain(lifecycle, signals, drain_seconds)
@@ -93,7 +93,7 @@ async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_s
                 task.cancel()
             server.should_exit = True
             await asyncio.gather(running, loading, asked, died, return_exceptions=True)
-            await scorer.close()
+            await lifecycle.served.scorer.close()
     running.result()
 
 
@@ -110,7 +110,7 @@ async def _drain(lifecycle: Lifecycle, signals: asyncio.Queue[int], drain_second
 
 @contextlib.asynccontextmanager
 async def _signals() -> AsyncIterator[asyncio.Queue[int]]:
-    """SIGTERM and SIGINT as they come."""
+    """Put SIGTERM and SIGINT into a queue as they arrive."""
     loop = asyncio.get_running_loop()
     received: asyncio.Queue[int] = asyncio.Queue()
     caught = (signal.SIGTERM, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Completions as OpenAI and vLLM answer them, for scoring: `echo` and `logprobs`, `prompt_logprobs`."""
+"""POST /v1/completions for scoring, as OpenAI (`echo`, `logprobs`) and vLLM (`prompt_logprobs`) answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from densepath.errors import InvalidItemError, InvalidRequestError
 
 
 def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """One sentence instead of a line for each of the four kinds."""
+    """Give one sentence, where pydantic gives a line for each of the four types."""
     try:
         return handler(value)
     except ValidationError:
@@ -42,7 +42,7 @@ Prompt = Annotated[str | list[str] | TokenIds | list[TokenIds], WrapValidator(_i
 
 
 class SamplingFields(Strict):
-    """What clients send along that only sampling would use: taken, and of no effect on a score."""
+    """Fields that clients send and only sampling would use. They are accepted and do not change a score."""
 
     n: int = 1
     stream: bool | None = None
@@ -64,7 +64,7 @@ class SamplingFields(Strict):
 
 
 class CompletionRequest(SamplingFields):
-    """A request of OpenAI's or vLLM's completions that scores."""
+    """A completions request, of OpenAI or vLLM, that asks for scores."""
 
     model: Annotated[str | None, Field(description="`sft`, `reference` or `dpr-teacher`")]
     prompt: Prompt
@@ -90,7 +90,7 @@ class PromptLogprob(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """OpenAI's, of the echoed prompt and of the next token behind it."""
+    """OpenAI's log-probabilities of the echoed prompt and of the next token after it."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -99,7 +99,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One prompt."""
+    """The answer to one prompt."""
 
     index: int
     text: str
@@ -112,7 +112,7 @@ class CompletionChoice(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """OpenAI's counts; the next token is the only one that is ever completed."""
+    """OpenAI's counts. The next token is the only token that is ever completed."""
 
     prompt_tokens: int
     total_tokens: int
@@ -120,7 +120,7 @@ class CompletionUsage(BaseModel):
 
 
 class CompletionAnswer(BaseModel):
-    """The answer, one choice a prompt."""
+    """The answer, with one choice per prompt."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -182,7 +182,7 @@ def _prompts(asked: CompletionRequest, served: Served, max_items: int) -> list[l
 
 
 def _echoes(asked: CompletionRequest, served: Served) -> list[str]:
-    """Each prompt's text, to begin its completion with; of ids that the scores have shown to be valid."""
+    """The text of each prompt, with which its completion begins. Scoring has checked the ids."""
     many = _many(asked)
     if not asked.echo:
         return [""] * len(many)
@@ -225,7 +225,7 @@ def _choice(
         [entry.token_id for entry in following], skip_special_tokens=asked.skip_special_tokens
     )
     completion = following[0].text if shows and not ended else ""
-    # As in vLLM, an echo with log-probabilities has both forms.
+    # As in vLLM, an echo with log-probabilities fills `logprobs` and `prompt_logprobs`.
     top = asked.logprobs if asked.prompt_logprobs is None and asked.echo else asked.prompt_logprobs
     return {
         "index": index,
@@ -255,7 +255,7 @@ def _logprobs(asked: CompletionRequest, score: PromptScore) -> dict[str, Any]:
         "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
         "token_logprobs": [entries[0].logp if entries else None for entries in positions],
         "tokens": tokens,
-        # Of tokens with one text, as padded ids are, the last stands, as in vLLM.
+        # Several tokens may have the same text, as padded ids do. As in vLLM, the last one is kept.
         "top_logprobs": [
             {name(entry.token_id, entry.text): entry.logp for entry in shown(entries, asked.logprobs or 0)}
             if entries

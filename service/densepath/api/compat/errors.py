@@ -1,4 +1,4 @@
-"""Errors as the originals of the compatible routes word them: the contract's message in another shape."""
+"""Errors in the shapes of the servers that the compatible routes imitate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _contract(error: DensepathError) -> Shape:
 
 
 def _status(error: DensepathError) -> int:
-    """The originals know no 422."""
+    """The status of an error there: those servers answer 400 where the contract has 422."""
     return 400 if error.status == 422 else error.status
 
 

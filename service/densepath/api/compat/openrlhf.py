@@ -21,7 +21,7 @@ from densepath.sequences import Sequence
 
 
 class GetRewardRequest(Strict):
-    """What OpenRLHF's trainer sends. A query is a prompt and its response, special tokens spelled out."""
+    """What OpenRLHF's trainer sends. A query is a prompt and its response as text with its special tokens."""
 
     query: list[str]
     prompts: list[str] | None = None
@@ -29,7 +29,7 @@ class GetRewardRequest(Strict):
 
 
 class ExtraLogs(BaseModel):
-    """What the trainer logs beside the reward, one for each query."""
+    """What the trainer logs beside the reward: one number per query."""
 
     response_tokens: list[float]
     ended: list[float]

@@ -1,4 +1,4 @@
-"""A prompt scored as vLLM scores one: every token but the first, and the next token where one is asked for.
+"""A prompt scored as vLLM scores one: every token except the first, and the next token on request.
 
 The completions and the token-in route both stand on it. Nothing is sampled: the next token is the likeliest,
 which is what temperature 0 gives.
@@ -24,7 +24,7 @@ MAX_TOP = 128
 """The most tokens that a request may name at each position."""
 
 UNFINISHED = "\ufffd"
-MOST_TOKENS_BEFORE = 4  # a character has at most 4 bytes, and no token has less than one
+MOST_TOKENS_BEFORE = 4  # a character has at most 4 bytes, and a token has at least one
 
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
 
@@ -37,7 +37,7 @@ def _temperature(value: float | None) -> float | None:
     return value
 
 
-#: 0 and 1 differ for a sampled token only, and nothing is sampled.
+#: Temperatures 0 and 1 differ only for a sampled token, and nothing is sampled.
 Temperature = Annotated[float | None, AfterValidator(_temperature)]
 
 
@@ -71,7 +71,7 @@ class PromptScore:
 async def score_prompts(
     prompts: list[list[int]], view: View, with_next: bool, served: Served, service: Service
 ) -> list[PromptScore]:
-    """Score prompts, all or none.
+    """Score all prompts, or raise.
 
     Raises:
         InvalidItemError: an empty prompt, or an id that is out of range.
@@ -94,7 +94,7 @@ async def score_prompts(
 def _sequence(ids: list[int], with_next: bool, index: int) -> Sequence:
     if not ids:
         raise InvalidItemError(f"prompt {index} is empty: it must have a token", param="prompt")
-    # The row that predicts the next token needs some token after it; which one makes no difference to it.
+    # The row that predicts the next token needs a token after it. Which token it is changes no number.
     token_ids_L = as_ids([*ids, ids[-1]] if with_next else ids)
     return Sequence(token_ids_L, np.arange(1, len(token_ids_L)))
 
@@ -135,7 +135,7 @@ class TokenTexts:
         return self._alone[token_id]
 
     def after(self, before: list[int], token_id: int) -> str:
-        """As vLLM writes it: the last token of a character has all of it, those before it nothing.
+        """The text as vLLM writes it: a character that has several tokens is the text of its last token.
 
         `before` are the tokens before it, MOST_TOKENS_BEFORE at most.
         """
@@ -170,7 +170,7 @@ def shown(entries: list[Entry], top: int) -> list[Entry]:
 
 
 def refuse_generation(max_tokens: int | None, n: int, stream: bool | None) -> None:
-    """Refuse what only a generating server can do; without max_tokens the originals generate."""
+    """Refuse a request to generate. Without max_tokens, the original servers would generate."""
     if max_tokens not in (0, 1):
         raise InvalidRequestError(
             "this service scores and does not generate: send max_tokens 0 or 1", param="max_tokens"
@@ -178,4 +178,4 @@ def refuse_generation(max_tokens: int | None, n: int, stream: bool | None) -> No
     if n != 1:
         raise InvalidRequestError("this service scores and does not generate: send n 1", param="n")
     if stream:
-        raise InvalidRequestError("a score comes whole: leave stream out", param="stream")
+        raise InvalidRequestError("a score is sent as a whole: leave stream out", param="stream")

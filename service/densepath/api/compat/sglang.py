@@ -52,7 +52,7 @@ class Prompt:
 
     def sequence(self) -> Sequence:
         """The tokens to score, those after `start`; there may be none."""
-        # The row that predicts the next token needs some token after it; which one makes no difference to it.
+        # The row that predicts the next token needs a token after it. Which token it is changes no number.
         ids = [*self.token_ids, self.token_ids[-1]] if self.with_next else self.token_ids
         first = min(self.start + 1, len(self.token_ids))
         return Sequence(as_ids(ids), np.arange(first, len(ids)))
@@ -95,7 +95,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/model_info", response_model=SglangModelInfo)
     @routes.get("/get_model_info", response_model=SglangModelInfo)
     async def model_info() -> SglangModelInfo:
-        """What SGLang's own client reads first, with names in the place of a server's paths."""
+        """What SGLang's client reads first. Where SGLang answers paths, this answers names."""
         served = service.lifecycle.served
         name = served.model_name
         return SglangModelInfo(
@@ -113,11 +113,11 @@ def _batched(asked: SglangRequest) -> bool:
 
 
 def _prompts(asked: SglangRequest, served: Served, max_items: int) -> list[Prompt]:
-    """The prompts, tokenised, each with what is asked of it."""
+    """The tokenised prompts, each with its own options."""
     if (asked.text is None) == (asked.input_ids is None):
         raise InvalidRequestError("send either text or input_ids", param="input_ids")
     if asked.stream:
-        raise InvalidRequestError("a score comes whole: leave stream out", param="stream")
+        raise InvalidRequestError("a score is sent as a whole: leave stream out", param="stream")
     value: Any = asked.input_ids if asked.text is None else asked.text
     many: list[Any] = value if _batched(asked) else [value]
     count = len(many)
@@ -138,7 +138,7 @@ def _prompts(asked: SglangRequest, served: Served, max_items: int) -> list[Promp
 
 
 def _each(value: Value | list[Value] | None, default: Value, count: int, name: str) -> list[Value]:
-    """One value for each prompt: SGLang takes one for all, or a list."""
+    """One value per prompt. SGLang accepts one value for all prompts, or a list."""
     if not isinstance(value, list):
         return [default if value is None else value] * count
     if len(value) != count:
@@ -160,7 +160,7 @@ def _refuse_generation(params: SglangSampling) -> None:
             "this service scores and does not generate: send max_new_tokens 0 or 1",
             param="sampling_params.max_new_tokens",
         )
-    # SGLang's log-probabilities of a prompt are those of temperature 1 whatever is sent.
+    # In SGLang, the log-probabilities of a prompt are those of temperature 1 in every case.
     if params.max_new_tokens == 1 and params.temperature not in (None, 0, 1):
         raise InvalidRequestError(
             "the next token is the likeliest one, at temperature 1: send temperature 0 or 1",
@@ -173,7 +173,7 @@ def _refuse_generation(params: SglangSampling) -> None:
 
 
 def _start(asked: int, ids: list[int], index: int) -> int:
-    """Where the answer's list begins: behind the prompt for -1."""
+    """The index at which the answer's list begins; the end of the prompt for -1."""
     if not ids:
         raise InvalidItemError(f"prompt {index} is empty: it must have a token", param="input_ids")
     if asked > len(ids):
@@ -235,7 +235,7 @@ def _answer(
 
 
 def _logprobs(prompt: Prompt, score: Score | None, texts: dict[int, str]) -> dict[str, Any]:
-    """SGLang's lists: each token, and the likeliest ones at its place."""
+    """SGLang's lists: each token, and the most likely tokens at its position."""
 
     def entry(logp: float | None, token_id: int) -> TokenLogp:
         return logp, token_id, texts.get(token_id)
@@ -252,7 +252,7 @@ def _logprobs(prompt: Prompt, score: Score | None, texts: dict[int, str]) -> dic
     )
     named = prompt.token_ids[prompt.start :]
     first = [None] if named else []
-    count = len(named) - len(first)  # the rows behind are the next token's
+    count = len(named) - len(first)  # the rows after these belong to the next token
     following = [row[0] for row in rows_T[count:]]
     fields: dict[str, Any] = {
         "input_token_logprobs": [entry(*pair) for pair in zip([*first, *logp_T[:count]], named, strict=True)],

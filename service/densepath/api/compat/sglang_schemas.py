@@ -1,4 +1,4 @@
-"""SGLang's JSON of POST /generate, as far as a request that scores goes."""
+"""SGLang's JSON of POST /generate: the part that a request for scores uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from densepath.api.schemas import Strict, TokenIds
 
 
 def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """One sentence instead of a line for each of the kinds."""
+    """Give one sentence, where pydantic gives a line for each of the types."""
     try:
         return handler(value)
     except ValidationError:
@@ -25,7 +25,7 @@ TokenLogp = tuple[float | None, int, str | None]
 
 
 class SglangSampling(Strict):
-    """SGLang's sampling parameters. What only sampling would use is taken, and of no effect on a score."""
+    """SGLang's sampling parameters. Those that only sampling would use are accepted and change no score."""
 
     max_new_tokens: Annotated[int | None, Field(description="0 or 1; 1 adds the likeliest next token")] = 128
     n: int | None = 1
@@ -59,7 +59,7 @@ class SglangSampling(Strict):
 
 
 class SglangRequest(Strict):
-    """A request of SGLang's generate route that scores: one prompt, or a batch of them."""
+    """A request for scores on SGLang's generate route: one prompt, or a batch of prompts."""
 
     rid: str | list[str] | None = None
     model: Annotated[
@@ -95,7 +95,7 @@ class SglangRequest(Strict):
 
 
 class SglangFinish(BaseModel):
-    """Why an answer ends: its length, or an EOS token."""
+    """Why the completion ended: by its length, or by an EOS token."""
 
     type: str
     length: int | None = None
@@ -103,7 +103,7 @@ class SglangFinish(BaseModel):
 
 
 class SglangMeta(BaseModel):
-    """What SGLang says about an answer; the lists are there where they are asked for."""
+    """SGLang's description of an answer. The lists are present on request."""
 
     id: str
     finish_reason: SglangFinish
@@ -132,7 +132,7 @@ class SglangAnswer(BaseModel):
 
 
 class SglangErrorBody(BaseModel):
-    """SGLang's: a message alone."""
+    """SGLang's error: only a message."""
 
     message: str
 
@@ -144,7 +144,7 @@ class SglangErrorAnswer(BaseModel):
 
 
 class SglangModelInfo(BaseModel):
-    """What SGLang's own client asks for before anything else."""
+    """What SGLang's client reads first."""
 
     model_path: str
     served_model_name: str

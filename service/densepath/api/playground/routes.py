@@ -1,4 +1,4 @@
-"""`GET /` and `/playground/…`: files of the package, read once, and the examples of a demo."""
+"""`GET /` and `/playground/…`: the page's files, read once from the package, and examples for the page."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _File:
 
 
 def router(examples: Sequence[Mapping[str, Any]]) -> APIRouter:
-    """Outside the OpenAPI document: the page is for people. It offers them these examples."""
+    """The routes of the page, which offers `examples`. They are not in the OpenAPI document."""
     routes = APIRouter(include_in_schema=False)
     static = _read_static()
 
