@@ -23,27 +23,28 @@ LIMIT = 1e-3
 HEAD = """\
 # Architectures
 
-Each row is a pair of tiny random checkpoints, made by transformers and given to densepath as anybody's are.
-Every score is compared with transformers in float32 with eager attention: shared prompts, masks, 1 to 1024
-tokens, both sides of a window and of the original context, cold and from the prefix cache, in chunks of 64
-tokens. Norms, biases, multipliers and the biases of routers are not at the values that hide a fault.
+Each row is a pair of tiny random checkpoints that transformers made and that densepath loads like any others.
+Every score is compared with transformers in float32 with eager attention. The sequences share prompts, have
+masks, have 1 to 1024 tokens, and lie on both sides of a window and of the original context. They are scored
+cold and from the prefix cache, in chunks of 64 tokens. Norms, biases, multipliers and the biases of routers
+do not have the values that would hide a fault.
 
-- **equal**: the service starts, and no log-probability is off by more than the figure, in nats.
-- **fixed**: equal, because densepath mends what vLLM does. The last column says how.
-- **refused**: the service does not start. The last column has its words. Where there is a figure, it is what
-  the engine was off by: the verified start measures it, and no list has the name.
+- **equal**: the service starts, and no log-probability differs by more than the figure, in nats.
+- **fixed**: equal, because densepath corrects what vLLM does. The last column says how.
+- **refused**: the service does not start. The last column has its message. If there is a figure, it is the
+  error of the engine. The verified start measures it; no list names the architecture.
 
 {versions}, on the CPU: {counts}.
-`make test-architectures` runs all of it and fails where a row no longer holds; `make test` runs a part.
+`make test-architectures` runs all of them and fails if a row is no longer true; `make test` runs a part.
 
-The configs are as transformers saves them. Some lack a field that vLLM asks for and that only a published
-config.json has: the refusal names it, and a checkpoint that has the field may be served.
+The configs are as transformers saves them. Some lack a field that vLLM needs and that only a published
+config.json has. The refusal names that field, and a checkpoint that has it may be served.
 
 | architecture | class | kind | outcome | largest difference | what densepath says |
 |---|---|---|---|---|---|
 """
 
-FOOT = "Causal models that both vLLM and transformers name, and that are not in the table:"
+FOOT = "These causal models are known to both vLLM and transformers, but are not in the table:"
 
 
 @dataclass(frozen=True)
