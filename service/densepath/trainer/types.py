@@ -19,6 +19,7 @@ class Prompt:
     answer: str | None = None
     id: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
+    where: str = "a prompt"  # the file and the line that it is from
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import densepath
 from densepath.files import sync, write_whole
+from densepath.jsonl import read_objects
 from densepath.trainer.errors import RunError
 
 MANIFEST, METRICS, SAMPLES = "manifest.json", "metrics.jsonl", "samples.jsonl"
@@ -80,7 +81,7 @@ class Journal:
         self._write()
         kept: dict[str, list[Row]] = {}
         for name in (METRICS, SAMPLES):
-            kept[name] = [row for row in _read_rows(self.directory / name) if row["step"] <= step]
+            kept[name] = _read_rows(self.directory / name, step)
             data = "".join(json.dumps(row) + "\n" for row in kept[name])
             write_whole(self.directory / name, data.encode())
         return kept[METRICS]
@@ -112,12 +113,8 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _read_rows(path: Path) -> list[Row]:
-    """The rows of a file whose last line may be torn."""
-    rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+def _read_rows(path: Path, step: int) -> list[Row]:
+    """The rows of the steps up to `step`."""
+    if not path.exists():
+        return []
+    return [row for _, row in read_objects(path, growing=True) if row["step"] <= step]

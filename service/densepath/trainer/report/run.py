@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.errors import InvalidRequestError
+from densepath.jsonl import read_objects
 
 PHASES = ("rollout", "rewards", "forward_backward", "weight_update", "held_out")
 
@@ -111,11 +112,10 @@ def _object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects. A last line without its end is still being written, and is left out."""
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        found = _object(line, f"line {number} of {path}")
+    """Line numbers and objects, each of a step."""
+    for number, found in read_objects(path, growing=True):
         if not isinstance(found.get("step"), int):
-            raise InvalidRequestError(f"line {number} of {path} has no whole number under `step`")
+            raise InvalidRequestError(f"{path} line {number} has no whole number under `step`")
         yield number, found
 
 
@@ -131,11 +131,11 @@ def _sample(path: Path, line: int, row: Row) -> Sample:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequestError(
-            f"line {line} of {path} is no sample: it needs step, prompt, tokens, rewards, sum and ended"
+            f"{path} line {line} is no sample: it needs step, prompt, tokens, rewards, sum and ended"
         ) from error
     if sample.reward_T.shape != (len(sample.tokens),):
         raise InvalidRequestError(
-            f"line {line} of {path} has {len(sample.tokens)} tokens and rewards of shape "
+            f"{path} line {line} has {len(sample.tokens)} tokens and rewards of shape "
             f"{sample.reward_T.shape}: one reward for each token is right"
         )
     return sample
