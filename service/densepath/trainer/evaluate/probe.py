@@ -29,7 +29,7 @@ from densepath.errors import InvalidRequestError
 from densepath.pair.pair import load_pair
 from densepath.pair.runs import read_sft_run
 from densepath.trainer.checking import Checker
-from densepath.trainer.evaluate.promise import Choice, describe
+from densepath.trainer.evaluate.promise import Choice, probe_report
 from densepath.trainer.evaluate.responses import (
     Answers,
     Generate,
@@ -64,7 +64,7 @@ def run_probe(settings: ProbeSettings, say: Console, show: Console) -> None:
     checker.require_answers(prompts)
     require_room(prompts, subject, settings.max_new_tokens)
     choices = probe(subject, references, alphas, prompts, checker, settings, say)
-    report = describe(choices, len(prompts), settings)
+    report = probe_report(choices, len(prompts), settings)
     show.print(probe_table(report))
     show.print(report["recommendation"]["sentence"], soft_wrap=True, markup=False)
     if settings.output is not None:

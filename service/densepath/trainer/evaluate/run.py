@@ -76,7 +76,7 @@ def _on_held_out(held_out: Path, settings: EvalSettings, say: Console, show: Con
     names = name_directories(settings.checkpoints)
     subjects = [open_subject(path, name) for path, name in zip(settings.checkpoints, names, strict=True)]
     evaluated = evaluate(subjects, held_out, settings, builder(settings), say)
-    report = describe(evaluated, settings)
+    report = eval_report(evaluated, settings)
     show.print(eval_table(report))
     if settings.output is not None:
         write_json(settings.output, report)
@@ -130,7 +130,7 @@ def evaluate(
     return evaluated
 
 
-def describe(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[str, Any]:
+def eval_report(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[str, Any]:
     """Everything that was found, as JSON takes it: accuracies, differences to the first, every response."""
     first = evaluated[0].rounds()
     checkpoints = []

@@ -60,7 +60,7 @@ def save_checkpoint(
     partial = _partial(directory)
     _fill(partial, source, weights)
     save_file({name: tensor.contiguous() for name, tensor in moments}, partial / OPTIMIZER)
-    files = {path.name: _describe(path) for path in sorted(partial.iterdir())}
+    files = {path.name: _size_and_hash(path) for path in sorted(partial.iterdir())}
     (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)  # a damaged one of the same step
     commit_directory(partial, directory)
@@ -129,7 +129,7 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _size_and_hash(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -146,6 +146,6 @@ def _problem(directory: Path, step: int) -> str | None:
     for name, described in files.items():
         if not (directory / name).is_file():
             return f"{name} is missing"
-        if _describe(directory / name) != described:
+        if _size_and_hash(directory / name) != described:
             return f"{name} is not what was written"
     return None

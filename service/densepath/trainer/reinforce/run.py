@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from densepath.errors import InvalidRequestError
 from densepath.integrations.alignment import AlignmentError, check_policy
-from densepath.pair.checkpoint import read_checkpoint
+from densepath.pair.checkpoint import require_checkpoint
 from densepath.rewards.kl import LEAST_KL_COEFFICIENT
 from densepath.sequences import Tokenizer
 from densepath.trainer.checking import Checker
@@ -25,19 +25,19 @@ from densepath.trainer.reinforce.checkpoints import (
     save_model,
 )
 from densepath.trainer.reinforce.dense_path import DensePath
-from densepath.trainer.reinforce.journal import CHECKPOINTS, FINAL, Journal
+from densepath.trainer.reinforce.journal import Journal
 from densepath.trainer.reinforce.learner import Learner
 from densepath.trainer.reinforce.metrics import Sinks, open_sinks
 from densepath.trainer.reinforce.reward_calls import RewardCalls
 from densepath.trainer.reinforce.sampling import Sampler
 from densepath.trainer.reinforce.settings import Precision, TrainSettings
-from densepath.trainer.reinforce.step_row import Row
 from densepath.trainer.reinforce.workers import Workers
 from densepath.trainer.rollouts.engines import build_rollouts
+from densepath.trainer.run_files import CHECKPOINTS, FINAL, Row
 from densepath.trainer.types import Prompt
 
 #: Scored responses kept of each step, for people to look at.
-SAMPLES = 16
+SAMPLES_PER_STEP = 16
 
 
 def train(settings: TrainSettings, say: Console) -> str:
@@ -82,6 +82,7 @@ def train(settings: TrainSettings, say: Console) -> str:
         run = DensePath(settings, workers, learner, sampler)
         bar.shows(rows)
         for row, responses in run.steps(rows):
+            rows.append(row)
             bar.shows(rows)
             sinks.step(row)
             if journal:
@@ -132,19 +133,14 @@ def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) ->
 
 def _tokenizer(sft: Path, pair: dict[str, Any]) -> Tokenizer:
     """The policy's tokenizer, which must be the pair's: the ids are what is scored."""
-    from transformers import AutoTokenizer
-
-    problems: list[str] = []
-    checkpoint = read_checkpoint(sft, lambda file, message: problems.append(f"{file} {message}"))
-    if problems or checkpoint.tokenizer is None:
-        raise InvalidRequestError(f"--sft is no checkpoint to start from: {'; '.join(problems)}")
+    checkpoint = require_checkpoint(sft, "--sft")
     try:
         check_policy(sft, pair)
     except AlignmentError as error:
         raise InvalidRequestError(
             f"--sft does not go with the pair that the service serves: {error}; or serve the pair of this one"
         ) from error
-    return Tokenizer(AutoTokenizer.from_pretrained(sft, trust_remote_code=False, local_files_only=True))
+    return Tokenizer(checkpoint.tokenizer.loaded)
 
 
 def _require_room(prompts: Sequence[Prompt], max_new_tokens: int, context_length: int) -> None:
@@ -187,7 +183,7 @@ def _finish(settings: TrainSettings, learner: Learner, journal: Journal | None, 
 
 
 def _samples(row: Row, responses: Sequence[Response], sampler: Sampler) -> list[Row]:
-    scored = [one for one in responses if one.reward_T is not None][:SAMPLES]
+    scored = [one for one in responses if one.learned][:SAMPLES_PER_STEP]
     return [
         {
             "step": row["step"],

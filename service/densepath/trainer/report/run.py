@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from densepath.errors import InvalidRequestError
 from densepath.jsonl import read_objects
-
-PHASES = ("rollout", "rewards", "forward_backward", "weight_update", "held_out")
+from densepath.trainer.run_files import EVALUATION, KIND, MANIFEST, METRICS, SAMPLES, Row
 
 Float64 = NDArray[np.float64]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,30 +69,30 @@ class Run:
 def read_run(directory: Path) -> Run:
     """Read the run in `directory`. Raises InvalidRequestError where it is no run or has no step yet."""
     manifest = _manifest(directory)
-    metrics = directory / "metrics.jsonl"
+    metrics = directory / METRICS
     rows = [row for _, row in _objects(metrics)] if metrics.exists() else []
     if not rows:
         raise InvalidRequestError(
-            f"{directory} has no steps yet: metrics.jsonl gets a line with every step; ask again after one"
+            f"{directory} has no steps yet: {METRICS} gets a line with every step; ask again after one"
         )
-    samples = directory / "samples.jsonl"
+    samples = directory / SAMPLES
     return Run(
         directory,
         manifest,
         tuple(rows),
         tuple(_sample(samples, line, row) for line, row in _objects(samples)) if samples.exists() else (),
-        _evaluation(directory / "evaluation.json"),
+        _evaluation(directory / EVALUATION),
     )
 
 
 def _manifest(directory: Path) -> Mapping[str, Any]:
-    path = directory / "manifest.json"
+    path = directory / MANIFEST
     if not path.is_file():
         raise InvalidRequestError(
-            f"{directory} is no run directory: it has no manifest.json; give one that `densepath train` wrote"
+            f"{directory} is no run directory: it has no {MANIFEST}; give one that `densepath train` wrote"
         )
     manifest = _object(path.read_bytes(), str(path))
-    if (kind := manifest.get("kind")) != "train":
+    if (kind := manifest.get("kind")) != KIND:
         raise InvalidRequestError(
             f"{path} describes a run of kind {kind!r}; a report is made of a run of `densepath train`"
         )
