@@ -17,7 +17,6 @@ from densepath.rewards.kl import LEAST_KL_COEFFICIENT
 from densepath.sequences import Tokenizer
 from densepath.trainer.checking import Checker
 from densepath.trainer.prompts import read_prompts
-from densepath.trainer.reinforce.batch import Response
 from densepath.trainer.reinforce.checkpoints import (
     load_tensors,
     newest_checkpoint,
@@ -31,13 +30,11 @@ from densepath.trainer.reinforce.metrics import Sinks, open_sinks
 from densepath.trainer.reinforce.reward_calls import RewardCalls
 from densepath.trainer.reinforce.sampling import Sampler
 from densepath.trainer.reinforce.settings import Precision, TrainSettings
+from densepath.trainer.reinforce.step_row import make_samples
 from densepath.trainer.reinforce.workers import Workers
 from densepath.trainer.rollouts.engines import build_rollouts
 from densepath.trainer.run_files import CHECKPOINTS, FINAL, Row
 from densepath.trainer.types import Prompt
-
-#: Scored responses kept of each step, for people to look at.
-SAMPLES_PER_STEP = 16
 
 
 def train(settings: TrainSettings, say: Console) -> str:
@@ -86,7 +83,8 @@ def train(settings: TrainSettings, say: Console) -> str:
             bar.shows(rows)
             sinks.step(row)
             if journal:
-                journal.add(row, _samples(row, responses, sampler))
+                samples = make_samples(row["step"], responses, sampler.prompts, sampler.tokenizer)
+                journal.add(row, samples)
             if row["step"] % settings.save_every == 0 or run.why_stop(rows):
                 _save(settings, learner, journal, row["step"])
         why = run.why_stop(rows) or ""
@@ -180,21 +178,6 @@ def _finish(settings: TrainSettings, learner: Learner, journal: Journal | None, 
     if journal:
         save_model(settings.run / FINAL, settings.sft, weights)
         journal.stop(step, why)
-
-
-def _samples(row: Row, responses: Sequence[Response], sampler: Sampler) -> list[Row]:
-    scored = [one for one in responses if one.learned][:SAMPLES_PER_STEP]
-    return [
-        {
-            "step": row["step"],
-            "prompt": sampler.prompts[one.prompt].text,
-            "tokens": sampler.tokenizer.token_strings(one.response_ids),
-            "rewards": [round(float(reward), 5) for reward in one.reward_T],  # type: ignore[union-attr]
-            "sum": float(one.reward_T.sum(dtype="float64")),  # type: ignore[union-attr]
-            "ended": one.ended,
-        }
-        for one in scored
-    ]
 
 
 class _Bar:

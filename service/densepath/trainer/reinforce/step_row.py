@@ -1,11 +1,11 @@
-"""A step's figures: one row of metrics.jsonl."""
+"""What the files of a run keep of a step: its figures, and some of its scored responses."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,6 +13,17 @@ from densepath.trainer.reinforce.batch import Response
 from densepath.trainer.reinforce.learner import StepFigures
 from densepath.trainer.reinforce.settings import TrainSettings
 from densepath.trainer.run_files import Phase, Row
+from densepath.trainer.types import Prompt
+
+#: Scored responses kept of each step, for people to look at.
+SAMPLES_PER_STEP = 16
+
+
+class Spelling(Protocol):
+    """What of a tokenizer shows a response."""
+
+    def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's own text."""
 
 
 class Clock:
@@ -64,6 +75,23 @@ def make_row(
         "lr": settings.learning_rate,
         "logp_gap": float(np.abs(updated - logp).max()),
     }
+
+
+def make_samples(
+    step: int, responses_N: Sequence[Response], prompts: Sequence[Prompt], tokenizer: Spelling
+) -> list[Row]:
+    """Lines of samples.jsonl: the first learned responses of a step, with their rewards in nats."""
+    return [
+        {
+            "step": step,
+            "prompt": prompts[one.prompt].text,
+            "tokens": tokenizer.token_strings(one.response_ids),
+            "rewards": [round(float(reward), 5) for reward in np.asarray(one.reward_T)],
+            "sum": _sum(one.reward_T),
+            "ended": one.ended,
+        }
+        for one in [one for one in responses_N if one.learned][:SAMPLES_PER_STEP]
+    ]
 
 
 def _sum(array_T: Any) -> float:
