@@ -18,7 +18,7 @@ from densepath.sequences import Tokenizer
 from densepath.trainer.checking import Checker
 from densepath.trainer.prompts import read_prompts
 from densepath.trainer.reinforce.checkpoints import (
-    load_tensors,
+    load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
     save_model,
@@ -86,9 +86,11 @@ def train(settings: TrainSettings, say: Console) -> str:
                 samples = make_samples(row["step"], responses, sampler.prompts, sampler.tokenizer)
                 journal.add(row, samples)
             if row["step"] % settings.save_every == 0 or run.why_stop(rows):
-                _save(settings, learner, journal, row["step"])
+                _save(settings, workers, learner, journal, row["step"])
         why = run.why_stop(rows) or ""
-        _finish(settings, learner, journal, len(rows), why)
+        save_model(settings.run / FINAL, settings.sft, learner.held_weights(), workers)
+        if journal:
+            journal.stop(len(rows), why)
         return why
 
 
@@ -157,27 +159,26 @@ def _go_back(
     found = newest_checkpoint(settings.run / CHECKPOINTS, say.print) if journal else None
     step, directory = workers.gather(found)[0] or (0, None)
     if directory is not None:
-        learner.load(*load_tensors(directory))
+        load_checkpoint(directory, learner.held_weights(), learner.held_moments(), workers)
         say.print(f"going on after step {step}, from {directory}", soft_wrap=True)
     rows: list[Row] = workers.gather(journal.go_back(step) if journal else [])[0]
     return rows
 
 
-def _save(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int) -> None:
-    # Sharded tensors are gathered in every process, one at a time; the first keeps them.
-    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
-    moments = [(name, tensor.cpu()) for name, tensor in learner.moments() if journal]
+def _save(
+    settings: TrainSettings, workers: Workers, learner: Learner, journal: Journal | None, step: int
+) -> None:
     if journal:
         journal.sync()
-        folder = settings.run / CHECKPOINTS
-        save_checkpoint(folder, step, settings.sft, weights, moments, keep=settings.keep)
-
-
-def _finish(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int, why: str) -> None:
-    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
-    if journal:
-        save_model(settings.run / FINAL, settings.sft, weights)
-        journal.stop(step, why)
+    save_checkpoint(
+        settings.run / CHECKPOINTS,
+        step,
+        settings.sft,
+        learner.held_weights(),
+        learner.held_moments(),
+        workers,
+        keep=settings.keep,
+    )
 
 
 class _Bar:
