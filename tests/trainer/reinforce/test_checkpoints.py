@@ -148,6 +148,11 @@ def test_a_large_model_is_several_files(
     assert len(require_checkpoint(tmp_path / "final").weights) > 1
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "final", local_files_only=True)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    directory = save_checkpoint(tmp_path / "c", 1, pair_dirs[0], weights, weights, Workers(), keep=1)
+    assert len(list((directory / "optimizer").iterdir())) > 1
+    both = [{name: torch.empty_like(tensor) for name, tensor in weights.items()} for _ in range(2)]
+    load_checkpoint(directory, *both, Workers())
+    assert all(torch.equal(tensor, weights[name]) for of in both for name, tensor in of.items())
 
 
 def test_a_checkpoint_is_a_model_directory(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: there whole or not at all, checked before they are trusted, the last few kept.
 
     checkpoints/step-000040/   the policy as a model directory with its tokenizer
-                               optimizer/, AdamW's tensors: a file for each process
+                               optimizer/, AdamW's tensors: files for each process
                                manifest.json, the step, and size and SHA-256 of every file
 
 Each process writes what it holds, with torch.distributed.checkpoint: no process holds the whole model or the
@@ -74,7 +74,8 @@ def save_checkpoint(
     directory = folder / f"step-{step:06d}"
     partial = _begin(directory, workers)
     _write_model(partial, source, weights, workers)
-    _write(moments, HuggingFaceStorageWriter(str(partial / OPTIMIZER), save_distributed=True), workers)
+    writer = HuggingFaceStorageWriter(str(partial / OPTIMIZER), _files_of(moments), save_distributed=True)
+    _write(moments, writer, workers)
     if workers.first:
         files = {name: _size_and_hash(path) for name, path in _files(partial)}
         manifest = {"step": step, "files": files}
@@ -139,26 +140,28 @@ def _commit(partial: Path, directory: Path) -> None:
 
 
 def _write_model(partial: Path, source: Path, weights: Held, workers: Workers) -> None:
-    from huggingface_hub import split_torch_state_dict_into_shards
-
-    # Sizes alone decide which file a tensor goes to.
-    sizes = {name: torch.empty(held.shape, dtype=held.dtype, device="meta") for name, held in weights.items()}
-    split = split_torch_state_dict_into_shards(sizes, max_shard_size=_FILE_SIZE)
-    file_of = {
-        name: number for number, names in enumerate(split.filename_to_tensors.values(), 1) for name in names
-    }
-    writer = HuggingFaceStorageWriter(str(partial), file_of, save_distributed=True, enable_consolidation=True)
+    files = _files_of(weights)
+    writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True, enable_consolidation=True)
     _write(weights, writer, workers)
     if not workers.first:
         return
     shutil.rmtree(writer.path)  # what was joined
-    if not split.is_sharded:
+    if max(files.values()) == 1:
         (written,) = partial.glob("*.safetensors")
         written.rename(partial / WEIGHTS)
         (partial / INDEX).unlink()
     for pattern in _COPIED:
         for path in source.glob(pattern):
             shutil.copyfile(path, partial / path.name)
+
+
+def _files_of(held: Held) -> dict[str, int]:
+    """For each tensor the number of its file, from 1 on: a process has one file at a time in memory."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    sizes = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in held.items()}
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=_FILE_SIZE)
+    return {name: file for file, names in enumerate(split.filename_to_tensors.values(), 1) for name in names}
 
 
 def _write(held: Held, writer: Any, workers: Workers) -> None:
