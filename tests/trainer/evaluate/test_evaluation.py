@@ -31,7 +31,7 @@ SILENT = Console(file=io.StringIO())
 Says = Callable[[int, bool], tuple[str, bool]]
 
 
-class FakeRollouts:
+class FakeGenerator:
     """Responses as `says` has them, the last prompt's first, as an engine may finish them."""
 
     def __init__(self, says: Says) -> None:
@@ -63,7 +63,7 @@ def _settings(**changes: object) -> EvalSettings:
 
 
 def _evaluate(held_out: Path, *models: Says, settings: EvalSettings | None = None):
-    rollouts = [FakeRollouts(says) for says in models]
+    rollouts = [FakeGenerator(says) for says in models]
     subjects = [_subject(f"model-{number}") for number in range(len(models))]
     waiting = iter(rollouts)
     evaluated = evaluate(

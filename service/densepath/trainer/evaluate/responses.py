@@ -19,7 +19,7 @@ from densepath.trainer.evaluate.statistics import Floats, estimate_mean
 from densepath.trainer.prompts import rollout_seeds
 from densepath.trainer.types import Prompt, Rollout
 
-#: As `Rollouts.generate`.
+#: As `RolloutGenerator.generate`.
 Generate = Callable[[Sequence[Sequence[int]], Sequence[int] | None], Iterable[Rollout]]
 
 

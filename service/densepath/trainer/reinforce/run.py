@@ -32,7 +32,7 @@ from densepath.trainer.reinforce.sampling import Sampler
 from densepath.trainer.reinforce.settings import Precision, TrainSettings
 from densepath.trainer.reinforce.step_row import make_samples
 from densepath.trainer.reinforce.workers import Workers
-from densepath.trainer.rollouts.engines import build_rollouts
+from densepath.trainer.rollouts.engines import build_generator
 from densepath.trainer.run_files import CHECKPOINTS, FINAL, Row
 from densepath.trainer.types import Prompt
 
@@ -116,7 +116,7 @@ def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) ->
     checker = Checker(settings.checker)
     checker.require_answers(held_out)
     _require_room([*prompts, *held_out], settings.max_new_tokens, pair["context_length"])
-    rollouts = build_rollouts(
+    generator = build_generator(
         settings.rollout_engine,
         settings.sft,
         max_new_tokens=settings.max_new_tokens,
@@ -127,7 +127,7 @@ def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) ->
         processes=workers.count,
     )
     return Sampler(
-        settings, workers, rollouts, rewards, prompts, held_out, checker, tokenizer, pair["vocab_size"]
+        settings, workers, generator, rewards, prompts, held_out, checker, tokenizer, pair["vocab_size"]
     )
 
 
