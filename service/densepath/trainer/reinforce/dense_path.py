@@ -77,16 +77,16 @@ class DensePath:
 
 
 def weigh(responses_N: Sequence[Response], settings: TrainSettings) -> list[NDArray[np.float64]]:
-    """A_t of every response, float64 [T] each: zeros where it is not learned.
+    """A_t = G_t - baseline_t of every response, float64 [T] each: zeros where it is not learned.
 
     Raises TrainerError where no response is learned.
     """
     batch = make_batch(responses_N, settings)
 
-    reward_N_T = batch.reward_N_T
-    less_kl_N_T = reward_N_T - settings.kl * (batch.logp_N_T - batch.logp_sft_N_T)
-    return_N_T = returns_to_go(less_kl_N_T, settings.gamma)
-    advantage_N_T = advantages(return_N_T, batch.mask_N_T, settings.baseline, batch.prompt_N)
+    reward_N_T = batch.reward_N_T  # r_t
+    less_kl_N_T = reward_N_T - settings.kl * (batch.logp_N_T - batch.logp_sft_N_T)  # r'_t
+    return_N_T = returns_to_go(less_kl_N_T, settings.gamma)  # G_t
+    advantage_N_T = advantages(return_N_T, batch.mask_N_T, settings.baseline, batch.prompt_N)  # A_t
 
     learned = iter(advantage_N_T)
     length_N = [len(response.response_ids) for response in responses_N]
