@@ -17,7 +17,8 @@ from plan import Arm, Continued, Decoded, Dpr, Reward
 from tasks import EOS, Batch, Task
 from training import Recipe, Sft, batches, loss_of, optimizer_of, stream, update
 
-from densepath.rewards.advantages import Baseline, advantages, returns_to_go, with_kl
+from densepath.rewards.advantages import Baseline, advantages
+from densepath.rewards.reward import returns_to_go
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -108,7 +109,8 @@ def _step(
     logp = logprobs(policy, ids_N_PR, batch.prompt_length)
     logp_N_T = logp.detach().numpy()
     reward_N_T = credited(arm.reward, logp_sft_N_T, logp_reference_N_T, mask_N_T, shuffle)
-    return_N_T = returns_to_go(with_kl(reward_N_T, logp_N_T, logp_sft_N_T, arm.kl), mask_N_T, arm.gamma)
+    less_kl_N_T = reward_N_T - arm.kl * (logp_N_T - logp_sft_N_T)
+    return_N_T = returns_to_go(np.where(mask_N_T, less_kl_N_T, 0.0), arm.gamma)
     advantage_N_T = advantages(return_N_T, mask_N_T, Baseline.BATCH, np.arange(len(mask_N_T)))
     weight_N_T = torch.from_numpy(advantage_N_T.astype(np.float32))
     update(policy, [optimizer], -(weight_N_T * logp).sum() / responses)

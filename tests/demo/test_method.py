@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from densepath.demo import Recipe, method
-from densepath.demo.verdict import NAMES, Compared, describe
+from densepath.demo.verdict import NAMES, Compared, evaluation_table
 from densepath.pair.runs import read_sft_run
 from densepath.trainer.evaluate.statistics import Estimate
 
@@ -43,7 +43,7 @@ def test_the_method_runs_from_base_to_report(tmp_path: Path, monkeypatch: pytest
     assert [checkpoint.share for checkpoint in run.checkpoints] == [0.0, 0.5, 1.0]
     assert len((directory / "dpr" / "metrics.jsonl").read_text().splitlines()) == 3
     evaluation = json.loads((directory / "dpr" / "evaluation.json").read_text())
-    assert evaluation == describe(compared)
+    assert evaluation == evaluation_table(compared)
     page = (directory / "dpr" / "report.html").read_text()
     assert evaluation["title"] in page
     left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
@@ -65,7 +65,7 @@ def test_the_sentence_follows_from_the_intervals(lead: tuple[float, float], word
 
 
 def test_the_table_has_a_row_for_each_policy() -> None:
-    described = describe([compared((0.01, 0.05))])
+    described = evaluation_table([compared((0.01, 0.05))])
     assert len(described["rows"]) == len(NAMES)
     assert all(len(row) == len(described["columns"]) for row in described["rows"])
     assert described["rows"][0][-1] == "+3.0 [+1.0, +5.0]"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from densepath.errors import NonFiniteScoreError
-from densepath.rewards.reward import returns, rewards, total
+from densepath.rewards.reward import returns, returns_to_go, rewards, total
 
 logps = st.floats(-1e4, 0, width=32)
 rewards_T = arrays(np.float32, st.integers(1, 40), elements=st.floats(-100, 100, width=32))
@@ -45,6 +45,36 @@ def test_returns_are_the_discounted_rest(reward_T: np.ndarray, gamma: float) -> 
     for t, found in enumerate(return_T):
         want = math.fsum(gamma**k * float(r) for k, r in enumerate(reward_T[t:]))
         assert found == pytest.approx(want, rel=1e-5, abs=1e-5)
+
+
+def discounted(reward_T: np.ndarray, gamma: float) -> np.ndarray:
+    """G_t by its definition, a token after the other, in float64."""
+    return_T, after = np.empty(len(reward_T)), 0.0
+    for t in reversed(range(len(reward_T))):
+        after = float(reward_T[t]) + gamma * after
+        return_T[t] = after
+    return return_T
+
+
+@given(st.lists(rewards_T, min_size=1, max_size=4), st.sampled_from([0.0, 1.0, 0.5, 0.99]))
+def test_returns_are_those_of_the_definition_to_the_bit(reward_N: list[np.ndarray], gamma: float) -> None:
+    longest = max(map(len, reward_N))
+    padded_N_T = np.stack([np.pad(reward_T, (0, longest - len(reward_T))) for reward_T in reward_N])
+    return_N_T = returns_to_go(padded_N_T, gamma)
+    assert return_N_T.dtype == np.float64
+    for reward_T, return_T in zip(reward_N, return_N_T, strict=True):
+        wanted_T = discounted(reward_T, gamma)
+        assert return_T[: len(reward_T)].tolist() == wanted_T.tolist()
+        assert not return_T[len(reward_T) :].any(), "0 where there is no token"
+        assert returns_to_go(reward_T, gamma).tolist() == wanted_T.tolist()
+        assert returns(reward_T, gamma).tolist() == wanted_T.astype(np.float32).tolist()
+
+
+def test_rewards_stay_as_they_are_where_their_returns_are_made() -> None:
+    reward_T = np.arange(3, dtype=np.float64)
+    for gamma in (0.0, 0.5, 1.0):
+        returns_to_go(reward_T, gamma)[:] = 9.0
+        assert reward_T.tolist() == [0.0, 1.0, 2.0]
 
 
 @given(rewards_T)

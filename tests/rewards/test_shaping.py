@@ -11,7 +11,8 @@ import pytest
 
 from densepath.rewards import shaping
 from densepath.rewards.advantages import Baseline
-from densepath.trainer.reinforce.batch import Response, weigh
+from densepath.trainer.reinforce.batch import Response
+from densepath.trainer.reinforce.dense_path import weigh
 from densepath.trainer.reinforce.settings import TrainSettings
 
 R = np.array([1.0, -3.0, 0.5], np.float32)

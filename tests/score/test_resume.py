@@ -122,8 +122,8 @@ def test_bad_lines_fail_alone_and_keep_their_places(tmp_path: Path) -> None:
     lines = results(target)
     assert [line["index"] for line in lines] == list(range(7))
     assert [line["status"] for line in lines] == ["error", "ok", "error", "error", "error", "error", "ok"]
-    assert lines[0]["error"]["message"] == "line 1 is not JSON"
-    assert lines[2]["error"]["message"] == "line 4 is not a JSON object"
+    assert lines[0]["error"]["message"].startswith(f"{source} line 1 is not JSON: ")
+    assert lines[2]["error"]["message"] == f"{source} line 4 is not a JSON object"
     assert lines[3]["error"]["message"] == "items[3]: empty"
     assert lines[3]["error"]["param"] == "items[3]"
     assert all("rewards" not in line and "sum" not in line for line in lines if line["status"] == "error")

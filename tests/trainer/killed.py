@@ -18,17 +18,21 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
+import densepath
 from densepath.trainer.reinforce.checkpoints import save_checkpoint
 from densepath.trainer.reinforce.run import train
 from densepath.trainer.reinforce.settings import TrainSettings
+from densepath.trainer.reinforce.workers import Workers
 
+#: Where the processes find the tests and densepath.
+PATHS = (Path(__file__).parents[1], Path(densepath.__file__).parents[1])
 #: Audit events of what changes a directory or a file; a file's data comes through `open`.
 WRITES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile", "shutil.rmtree"}
 
 
 def spawn(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Start `function` in a process of its own."""
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.killed", "transformers.models.llama.modeling_llama"])
     process = context.Process(target=function, args=arguments)
@@ -39,13 +43,14 @@ def spawn(function: Callable[..., None], *arguments: Any) -> BaseProcess:
 def tensors(seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights and optimizer's tensors of a checkpoint, told apart by `seed`."""
     weights = {"a.weight": torch.full((64, 32), float(seed)), "b.weight": torch.arange(32.0) + seed}
-    return weights, {f"exp_avg/{name}": tensor / 2 for name, tensor in weights.items()}
+    moments = {f"exp_avg/{name}": tensor / 2 for name, tensor in weights.items()}
+    return weights, moments | {"step/a.weight": torch.tensor(float(seed))}
 
 
 def save(folder: Path, source: Path, step: int, keep: int) -> None:
     """Save the checkpoint of `step`."""
     weights, moments = tensors(step)
-    save_checkpoint(folder, step, source, weights.items(), moments.items(), keep=keep)
+    save_checkpoint(folder, step, source, weights, moments, Workers(), keep=keep)
 
 
 def save_and_die(folder: Path, source: Path, step: int, keep: int, at: int) -> None:
@@ -63,19 +68,17 @@ def save_and_die(folder: Path, source: Path, step: int, keep: int, at: int) -> N
         if done == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    fsync, serialize = os.fsync, safetensors.torch.serialize_file
+    fsync, serialize = os.fsync, safetensors.torch.save
 
     def counted_fsync(descriptor: int) -> None:
         write()
         fsync(descriptor)
 
-    def torn(data: Any, path: Any, metadata: Any = None) -> None:
-        serialize(data, path, metadata)
-        if done + 1 == at:
-            os.truncate(path, os.path.getsize(path) // 2)
-        write()
+    def torn(*arguments: Any, **named: Any) -> bytes:
+        data: bytes = serialize(*arguments, **named)
+        return data[: len(data) // 2] if done + 1 == at else data
 
-    os.fsync, safetensors.torch.serialize_file = counted_fsync, torn
+    os.fsync, safetensors.torch.save = counted_fsync, torn
     sys.addaudithook(lambda name, _: write(name) if name in WRITES else None)
     save(folder, source, step, keep)
 

@@ -16,8 +16,8 @@ TOKENIZER = Tokenizer(make_tokenizer())
 EOS = TOKENIZER.eos_token_id
 
 
-def _prompt(answer: str | None) -> Prompt:
-    return Prompt("two and two", (5, 6), answer)
+def _prompt(answer: str | None, where: str = "") -> Prompt:
+    return Prompt("two and two", (5, 6), answer, where=where)
 
 
 def _rollout(text: str, *, ended: bool = True) -> Rollout:
@@ -48,8 +48,8 @@ def test_the_text_has_no_special_tokens_and_an_ordinary_eos_token_is_stripped():
 
 
 def test_exact_match_wants_answers_and_a_checker_does_not(tmp_path: Path):
-    with pytest.raises(InvalidRequestError, match="row 2 has no answer"):
-        Checker().require_answers([_prompt("four"), _prompt(None)])
+    with pytest.raises(InvalidRequestError, match=r"p\.jsonl line 2 has no answer"):
+        Checker().require_answers([_prompt("four"), _prompt(None, "p.jsonl line 2")])
     _checker(tmp_path, "return True").require_answers([_prompt(None)])
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_does_not_run(tmp_path: Path):
 
 
 def test_no_torch_is_loaded():
-    names = ("checking", "statistics", "judges", "promise", "settings_eval")
+    names = ("checking", *(f"evaluate.{name}" for name in ("statistics", "judges", "promise", "settings")))
     imports = "; ".join(f"import densepath.trainer.{name}" for name in names)
     subprocess.run(
         [sys.executable, "-c", f"{imports}; import sys; assert 'torch' not in sys.modules"], check=True

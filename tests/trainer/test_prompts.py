@@ -39,6 +39,21 @@ def test_each_kind_of_file(name: str, tmp_path: Path) -> None:
     assert second.answer == "1"
 
 
+def test_a_string_may_hold_what_python_takes_for_line_ends(tmp_path: Path) -> None:
+    text = "two\u2028and\x85three"
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": text, "answer": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (prompt,) = read_prompts(path, TOKENIZER)
+    assert (prompt.text, prompt.answer) == (text, text)
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "directory"])
+def test_a_row_without_a_line_is_named_by_its_number(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, [{"prompt": "one"}, {"answer": "1"}])
+    with pytest.raises(InvalidRequestError, match=f"{name} row 2: give one of"):
+        read_prompts(path, TOKENIZER)
+
+
 def test_chat_and_ids(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "two"}]
     rows = [{"messages": messages}, {"prompt_token_ids": [1, 7, 8]}]
@@ -72,13 +87,16 @@ def test_a_chat_is_rendered_by_the_service_s_rules(name: str, tmp_path: Path) ->
     ("text", "message"),
     [
         ("", "no rows"),
-        ("{}\n", "row 1: give one of"),
-        ('{"prompt": "a"}\n{"prompt": "a", "messages": []}\n', "row 2: give one of"),
-        ('{"prompt_token_ids": []}\n', "row 1: the prompt is empty"),
-        ('{"messages": [{"role": "user", "content": null}]}\n', r"row 1: messages\[0\].content is null"),
-        ('{"messages": ["a"]}\n', r"row 1: messages\[0\] must be an object"),
-        ("[1]\n", "each line must be a JSON object"),
-        ("{\n", "cannot be read"),
+        ("{}\n", "p.jsonl line 1: give one of"),
+        ('{"prompt": "a"}\n{"prompt": "a", "messages": []}\n', "p.jsonl line 2: give one of"),
+        ('{"prompt_token_ids": []}\n', "p.jsonl line 1: the prompt is empty"),
+        (
+            '{"messages": [{"role": "user", "content": null}]}\n',
+            r"p.jsonl line 1: messages\[0\].content is null",
+        ),
+        ('{"messages": ["a"]}\n', r"p.jsonl line 1: messages\[0\] must be an object"),
+        ("[1]\n", "p.jsonl line 1 is not a JSON object"),
+        ("\n{\n", "p.jsonl line 2 is not JSON"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, message: str, tmp_path: Path) -> None:

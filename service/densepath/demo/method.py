@@ -28,11 +28,12 @@ from densepath.demo.prompts import with_answer, write_rows
 from densepath.demo.recipe import Mixture, Recipe
 from densepath.demo.show import stage_bars
 from densepath.demo.task import Example, draw, held_out
-from densepath.demo.verdict import Compared, compare, describe
+from densepath.demo.verdict import Compared, compare, evaluation_table
 from densepath.errors import InternalError
 from densepath.files import commit_directory
-from densepath.pair.runs import MANIFEST
+from densepath.pair import runs
 from densepath.rewards.kl import KL_COEFFICIENT
+from densepath.trainer import run_files
 
 #: Of DPR, and of the SFT that is continued beside it: as many steps, as many samples.
 STEPS, BATCH = 80, 64
@@ -60,24 +61,25 @@ def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None
     files = write_files(directory, recipe)
     fine_tune(directory / "sft", directory / "base", files, recipe, say)
     with serving(directory / "sft", directory / "service.log", say) as url:
-        continue_sft(directory / "continued", directory / "sft" / "final", files, recipe, say)
+        continue_sft(directory / "continued", directory / "sft" / runs.FINAL, files, recipe, say)
         say.rule("Dense-Path REINFORCE, with the rewards of the service")
         densepath(
             say,
             "train",
-            *("--sft", directory / "sft" / "final", "--url", url, "--run", directory / "dpr"),
+            *("--sft", directory / "sft" / runs.FINAL, "--url", url, "--run", directory / "dpr"),
             *("--prompts", files["prompts"], "--held-out", files["check"], "--check-every", 20),
             *("--steps", STEPS, "--prompts-per-step", BATCH, "--max-new-tokens", LONGEST, *DPR),
         )
     say.rule("what it gained")
-    finals = {name: directory / name / "final" for name in ("sft", "continued", "dpr")}
+    finals = {name: directory / name / runs.FINAL for name in ("sft", "continued")}
+    finals["dpr"] = directory / "dpr" / run_files.FINAL
     sets = {"fresh prompts": files["held_out"], "prompts with English words": files["english"]}
     compared = [compare(name, finals, path, LONGEST, say) for name, path in sets.items()]
-    described = describe(compared)
+    table = evaluation_table(compared)
     for one in compared:
         show.print(one.table())
-    show.print(described["note"], soft_wrap=True)
-    (directory / "dpr" / "evaluation.json").write_text(json.dumps(described, indent=1))
+    show.print(table["note"], soft_wrap=True)
+    (directory / "dpr" / run_files.EVALUATION).write_text(json.dumps(table, indent=1))
     densepath(say, "report", directory / "dpr")
     say.print(f"{time.monotonic() - begin:.0f} s in all; everything lies in {directory}", soft_wrap=True)
     return compared
@@ -136,7 +138,7 @@ def continue_sft(run: Path, sft: Path, files: dict[str, Path], recipe: Recipe, s
 def _sft(
     run: Path, start: Path, files: dict[str, Path], recipe: Recipe, steps: int, say: Console, *more: object
 ) -> None:
-    if (run / MANIFEST).is_file():
+    if (run / runs.MANIFEST).is_file():
         say.print(f"{run} is there already", soft_wrap=True)
         return
     shutil.rmtree(run, ignore_errors=True)  # what a killed run left

@@ -67,7 +67,7 @@ class Compared:
         ]
 
 
-def describe(compared: Sequence[Compared]) -> dict[str, Any]:
+def evaluation_table(compared: Sequence[Compared]) -> dict[str, Any]:
     """One table of all held-out sets and what follows from it, as the report takes them."""
     return {
         "title": f"Right answers that end, in %, with 95 % intervals over prompts; {SEEDS} samples of each",

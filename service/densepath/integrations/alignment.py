@@ -18,7 +18,7 @@ from densepath.client import Client, Score
 from densepath.client.items import SpanItem, read_item
 from densepath.errors import InvalidItemError
 from densepath.pair.checkpoint import fingerprint
-from densepath.pair.tokenizer_files import Tokenizer, read_tokenizer, without_pad
+from densepath.pair.tokenizer_files import TokenizerIdentity, read_tokenizer, without_pad
 
 
 class AlignmentError(ValueError):
@@ -67,7 +67,7 @@ def tokenizer_problems(tokenizer: Any, pair: Mapping[str, Any]) -> list[str]:
     return [*_id_problems(mine, pair), *_template_problems(mine, pair)]
 
 
-def _id_problems(mine: Tokenizer, pair: Mapping[str, Any]) -> list[str]:
+def _id_problems(mine: TokenizerIdentity, pair: Mapping[str, Any]) -> list[str]:
     problems = []
     if not _same(mine, pair["tokenizer_fingerprint"]):
         problems.append(
@@ -83,7 +83,7 @@ def _id_problems(mine: Tokenizer, pair: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _template_problems(mine: Tokenizer, pair: Mapping[str, Any]) -> list[str]:
+def _template_problems(mine: TokenizerIdentity, pair: Mapping[str, Any]) -> list[str]:
     template = None if mine.chat_template is None else fingerprint(mine.chat_template)
     if template == pair["chat_template_fingerprint"]:
         return []
@@ -137,7 +137,7 @@ def _compare(token_ids_L: Any, positions_T: Any, served_T: Any, what: str) -> No
         )
 
 
-def _read(tokenizer: Any) -> Tokenizer:
+def _read(tokenizer: Any) -> TokenizerIdentity:
     if isinstance(tokenizer, (str, Path)):
         return _read_directory(Path(tokenizer))
     with tempfile.TemporaryDirectory() as directory:
@@ -145,7 +145,7 @@ def _read(tokenizer: Any) -> Tokenizer:
         return _read_directory(Path(directory))
 
 
-def _read_directory(directory: Path) -> Tokenizer:
+def _read_directory(directory: Path) -> TokenizerIdentity:
     problems: list[str] = []
     read = read_tokenizer(directory, lambda file, what: problems.append(f"{file} {what}"))
     if read is None:
@@ -153,7 +153,7 @@ def _read_directory(directory: Path) -> Tokenizer:
     return read
 
 
-def _same(mine: Tokenizer, expected: str) -> bool:
+def _same(mine: TokenizerIdentity, expected: str) -> bool:
     """Whether the fingerprint is the expected one, with or without an added token that only pads."""
     return expected in (fingerprint(mine.fields), fingerprint(without_pad(mine)))
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from densepath.errors import InvalidRequestError
 from densepath.pair.identity import Identities, identify_all
 from densepath.pair.tensors import describe_dtypes, describe_tensors, expected_tensors, tied_twice
-from densepath.pair.tokenizer_files import REMOTE_CODE, TOKENIZER, Tokenizer, as_ids, read_tokenizer
+from densepath.pair.tokenizer_files import REMOTE_CODE, TOKENIZER, TokenizerIdentity, as_ids, read_tokenizer
 from densepath.pair.unreadable import unfinished
 from densepath.pair.weights import INDEX, Report, Tensors, read_json, read_weights, same_values
 
@@ -56,10 +57,32 @@ class Checkpoint:
 
     directory: Path
     config: Config | None
-    tokenizer: Tokenizer | None
+    tokenizer: TokenizerIdentity | None
     weights: Mapping[str, Tensors]
     files: Identities = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WholeCheckpoint(Checkpoint):
+    """A model directory in which nothing is wrong."""
+
+    config: Config
+    tokenizer: TokenizerIdentity
+
+
+def require_checkpoint(directory: Path, option: str = "") -> WholeCheckpoint:
+    """The checkpoint in `directory`, which `option` named.
+
+    Raises InvalidRequestError, with each thing that is wrong, where it is not whole.
+    """
+    problems: list[str] = []
+    found = read_checkpoint(directory, lambda *words: problems.append(": ".join(filter(None, words))))
+    if problems or found.config is None or found.tokenizer is None:
+        raise InvalidRequestError(f"{option} {directory}: {'; '.join(problems)}".lstrip())
+    return WholeCheckpoint(
+        directory, found.config, found.tokenizer, found.weights, files=found.files, notes=found.notes
+    )
 
 
 def read_checkpoint(directory: Path, report: Report) -> Checkpoint:

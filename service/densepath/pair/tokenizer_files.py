@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ _PROBES = (
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class TokenizerIdentity:
     """What decides ids: `fields` by name, the chat template apart. `vocab_size` is the largest id + 1.
+
+    `loaded` is the tokenizer as transformers reads it.
 
     `pad` is no part of the fields: nothing that is scored is padded. `digest` is that of the files. `note` is
     a whole sentence where transformers gives other ids than tokenizer.json.
@@ -46,9 +48,10 @@ class Tokenizer:
     pad: str | None = None
     digest: str = ""
     note: str | None = None
+    loaded: Any = field(default=None, repr=False, compare=False)
 
 
-def read_tokenizer(directory: Path, report: Report) -> Tokenizer | None:
+def read_tokenizer(directory: Path, report: Report) -> TokenizerIdentity | None:
     """The tokenizer in a directory, or None with the reason reported."""
     if os.path.lexists(directory / TOKENIZER_CONFIG):
         raw = read_json(directory / TOKENIZER_CONFIG, report)
@@ -77,7 +80,7 @@ def read_tokenizer(directory: Path, report: Report) -> Tokenizer | None:
     return None
 
 
-def tokenizer_differences(one: Tokenizer, other: Tokenizer) -> list[str]:
+def tokenizer_differences(one: TokenizerIdentity, other: TokenizerIdentity) -> list[str]:
     """The names of what decides ids and is not the same; byte-identical files are one tokenizer."""
     if one.digest == other.digest:
         return []
@@ -85,7 +88,7 @@ def tokenizer_differences(one: Tokenizer, other: Tokenizer) -> list[str]:
     return [name for name in dict.fromkeys([*mine, *theirs]) if mine.get(name) != theirs.get(name)]
 
 
-def without_pad(tokenizer: Tokenizer) -> Mapping[str, Any]:
+def without_pad(tokenizer: TokenizerIdentity) -> Mapping[str, Any]:
     """The fields without an added token that does nothing but pad."""
     special = {value for name, value in tokenizer.fields.items() if name.endswith(" token")}
     added = [
@@ -102,12 +105,12 @@ def as_ids(value: Any) -> frozenset[int]:
     return frozenset(token for token in ids if isinstance(token, int) and not isinstance(token, bool))
 
 
-def _without_own_pad(mine: Tokenizer, other: Tokenizer) -> Mapping[str, Any]:
+def _without_own_pad(mine: TokenizerIdentity, other: TokenizerIdentity) -> Mapping[str, Any]:
     known = {token["content"] for token in other.fields.get(_ADDED) or ()}
     return mine.fields if mine.pad is None or mine.pad in known else without_pad(mine)
 
 
-def _identity(tokenizer: Any, directory: Path) -> Tokenizer:
+def _identity(tokenizer: Any, directory: Path) -> TokenizerIdentity:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Each call sets truncation and padding anew: they are no part of the tokenizer.
     for name in ("version", "truncation", "padding"):
@@ -115,7 +118,7 @@ def _identity(tokenizer: Any, directory: Path) -> Tokenizer:
     model = backend.pop("model")
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     pad = special.pop("pad_token", None)
-    return Tokenizer(
+    return TokenizerIdentity(
         fields={
             "vocabulary": model.pop("vocab"),
             "merges": model.pop("merges", None),
@@ -129,6 +132,7 @@ def _identity(tokenizer: Any, directory: Path) -> Tokenizer:
         pad=pad,
         digest=_digest(directory),
         note=describe_other_ids(tokenizer, directory),
+        loaded=tokenizer,
     )
 
 

@@ -32,19 +32,6 @@ class Baseline(StrEnum):
     LEAVE_ONE_OUT = "leave-one-out"
 
 
-def with_kl(reward_N_T: Floats, logp_N_T: Floats, logp_sft_N_T: Floats, coefficient: float) -> Floats:
-    """r'_t = r_t - coefficient (log pi - log p_sft), nats; log pi is a constant here."""
-    return reward_N_T - coefficient * (logp_N_T - logp_sft_N_T)
-
-
-def returns_to_go(reward_N_T: Floats, mask_N_T: Mask, gamma: float) -> NDArray[np.float64]:
-    """G_t = r_t + gamma G_{t+1}, float64 [N, T]; 0 where there is no token."""
-    return_N_T = np.where(mask_N_T, reward_N_T, 0.0).astype(np.float64)
-    for t in range(return_N_T.shape[1] - 2, -1, -1):
-        return_N_T[:, t] += gamma * return_N_T[:, t + 1]
-    return np.where(mask_N_T, return_N_T, 0.0)
-
-
 def advantages(
     return_N_T: Floats, mask_N_T: Mask, baseline: Baseline, prompt_N: NDArray[np.integer]
 ) -> NDArray[np.float64]:

@@ -5,6 +5,8 @@ Source: "Beyond Imitation: Recovering Dense Rewards from Demonstrations", arXiv 
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,12 +37,23 @@ def rewards(logp_sft_T: Float32, logp_reference_T: Float32) -> Float32:
 
 def returns(reward_T: Float32, gamma: float) -> Float32:
     """G_t = r_t + gamma G_{t+1}, float32 [T], summed in float64; gamma 1 is the paper's return-to-go."""
-    return_T = np.empty(len(reward_T), dtype=np.float64)
-    running = 0.0
-    for t in range(len(reward_T) - 1, -1, -1):
-        running = float(reward_T[t]) + gamma * running
-        return_T[t] = running
-    return return_T.astype(np.float32)
+    return returns_to_go(reward_T, gamma).astype(np.float32)
+
+
+def returns_to_go(reward_T: NDArray[np.floating], gamma: float) -> NDArray[np.float64]:
+    """G_t = r_t + gamma G_{t+1} along the last axis, float64.
+
+    Also for several responses, [N, T]: padded on the right with rewards of 0, their returns are 0 there too.
+    """
+    if gamma == 0.0:
+        return reward_T.astype(np.float64)
+    if gamma == 1.0:
+        return np.cumsum(reward_T[..., ::-1], axis=-1, dtype=np.float64)[..., ::-1]
+    return_T = reward_T.astype(np.float64)
+    time_first = np.moveaxis(return_T, -1, 0)  # a view
+    last_to_first = time_first[::-1].tolist() if reward_T.ndim == 1 else time_first[::-1]
+    time_first[::-1] = list(accumulate(last_to_first, lambda after, reward: reward + gamma * after))
+    return return_T
 
 
 def total(reward_T: Float32) -> float:

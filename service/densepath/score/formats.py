@@ -9,11 +9,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from densepath.errors import InvalidItemError
+from densepath.errors import InvalidItemError, InvalidRequestError
+from densepath.jsonl import parse_object, read_lines
 from densepath.wire import pack_answer
 
 Item = dict[str, Any]
@@ -32,8 +33,7 @@ def count_items(source: Path) -> int:
     """How many items the input has."""
     if source.suffix == ".parquet":
         return int(_arrow().parquet.ParquetFile(source).metadata.num_rows)
-    with source.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    return sum(1 for _ in read_lines(source))
 
 
 def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
@@ -42,8 +42,7 @@ def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
         for batch in _arrow().parquet.ParquetFile(source).iter_batches(batch_size=_ROWS):
             yield from (without_nulls(row) for row in batch.to_pylist())
     else:
-        with source.open("rb") as lines:
-            yield from (_item(line, at) for at, line in enumerate(lines, 1) if line.strip())
+        yield from (_item(line, source, number) for number, line in read_lines(source))
 
 
 def write_jsonl(results: Iterable[bytes], target: BinaryIO) -> None:
@@ -101,16 +100,11 @@ def check_formats(source: Path, target: Path) -> None:
         _arrow()
 
 
-def _item(line: bytes, at: int) -> Item | InvalidItemError:
+def _item(line: bytes, source: Path, number: int) -> Item | InvalidItemError:
     try:
-        item = json.loads(line, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return InvalidItemError(f"line {at} is not JSON")
-    return item if isinstance(item, dict) else InvalidItemError(f"line {at} is not a JSON object")
-
-
-def _no_constant(_: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
+        return parse_object(line, source, number)
+    except InvalidRequestError as error:
+        return InvalidItemError(error.message)
 
 
 def without_nulls(value: Any) -> Any:

@@ -40,11 +40,11 @@ class Checker:
 
     def require_answers(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that this checker cannot judge, before anything is generated for them."""
-        missing = [number for number, prompt in enumerate(prompts, 1) if prompt.answer is None]
+        missing = [prompt.where for prompt in prompts if prompt.answer is None]
         if self._exact and missing:
             raise InvalidRequestError(
-                f"row {missing[0]} has no answer, which exact match compares with: "
-                "give every row an answer, or a --checker"
+                f"{missing[0]} has no answer, which exact match compares with: "
+                "give every prompt an answer, or a --checker"
             )
 
     def score(self, prompt: Prompt, rollout: Rollout, tokenizer: Tokenizer) -> float:

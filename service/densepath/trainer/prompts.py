@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from densepath.errors import InvalidRequestError
+from densepath.jsonl import read_objects
 from densepath.score.formats import without_nulls
 from densepath.trainer.types import Prompt
 
+#: A row, and where it is, as an error names it: `FILE line 3`.
+Placed = tuple[str, dict[str, Any]]
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, a Parquet file or a directory that `datasets` has saved.
+
+def read_rows(path: Path) -> list[Placed]:
+    """The rows of a JSONL file, a Parquet file or a directory that `datasets` has saved, each with its place.
 
     Raises InvalidRequestError where it is none of them, cannot be read, or has no rows.
     """
+    form = _form(path)
     try:
-        rows = _READERS[_form(path)](path)
+        rows = list(_READERS[form](path))
+    except InvalidRequestError:
+        raise
     except (OSError, ValueError) as error:
         raise InvalidRequestError(f"{path} cannot be read: {error}") from error
     if not rows:
@@ -35,7 +41,7 @@ def read_prompts(path: Path, tokenizer: Any) -> list[Prompt]:
     generation prompt as in the service's chat form, and are tokenised without added tokens;
     a text is tokenised as the tokenizer does by default. `tokenizer` is `densepath.sequences.Tokenizer`.
     """
-    return [_prompt(row, f"{path} row {number}", tokenizer) for number, row in enumerate(read_rows(path), 1)]
+    return [_prompt(row, where, tokenizer) for where, row in read_rows(path)]
 
 
 def _form(path: Path) -> str:
@@ -45,21 +51,17 @@ def _form(path: Path) -> str:
     return form
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("each line must be a JSON object")
-    return rows
+def _read_jsonl(path: Path) -> Iterable[Placed]:
+    return ((f"{path} line {number}", row) for number, row in read_objects(path))
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def _read_parquet(path: Path) -> Iterable[Placed]:
     from pyarrow import parquet
 
-    return [without_nulls(row) for row in parquet.read_table(path).to_pylist()]
+    return _numbered(path, parquet.read_table(path).to_pylist())
 
 
-def _read_datasets(path: Path) -> list[dict[str, Any]]:
+def _read_datasets(path: Path) -> Iterable[Placed]:
     from datasets import Dataset, load_from_disk
 
     loaded = load_from_disk(str(path))
@@ -67,7 +69,11 @@ def _read_datasets(path: Path) -> list[dict[str, Any]]:
         raise ValueError(  # noqa: TRY004  (a wrong file, not a wrong call)
             "it holds several splits: name the directory of one"
         )
-    return [without_nulls(dict(row)) for row in loaded]
+    return _numbered(path, loaded)
+
+
+def _numbered(path: Path, rows: Iterable[Mapping[str, Any]]) -> Iterable[Placed]:
+    return ((f"{path} row {number}", without_nulls(dict(row))) for number, row in enumerate(rows, 1))
 
 
 _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, "directory": _read_datasets}
@@ -95,6 +101,7 @@ def _prompt(row: Mapping[str, Any], where: str, tokenizer: Any) -> Prompt:
         answer=None if answer is None else str(answer),
         id=None if name is None else str(name),
         messages=messages,
+        where=where,
     )
 
 

@@ -19,6 +19,7 @@ class Prompt:
     answer: str | None = None
     id: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
+    where: str = "a prompt"  # the file and the line that it is from
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Rollout:
     logp_T: tuple[float, ...] | None = None  # the sampler's own log-probabilities, nats
 
 
-class Rollouts(Protocol):
+class RolloutGenerator(Protocol):
     """Samples from a policy at temperature 1, nothing cut from the distribution: on-policy means that."""
 
     def generate(

@@ -16,7 +16,7 @@ from densepath import cli
 from densepath.errors import InvalidRequestError
 from densepath.sequences import Tokenizer
 from densepath.trainer.evaluate.responses import Subject, name_directories, open_subject
-from densepath.trainer.evaluate.run import describe, evaluate, run_evaluation
+from densepath.trainer.evaluate.run import eval_report, evaluate, run_evaluation
 from densepath.trainer.evaluate.settings import EvalSettings
 from densepath.trainer.evaluate.tables import eval_table
 from densepath.trainer.rollouts.engines import RolloutEngine
@@ -31,7 +31,7 @@ SILENT = Console(file=io.StringIO())
 Says = Callable[[int, bool], tuple[str, bool]]
 
 
-class FakeRollouts:
+class FakeGenerator:
     """Responses as `says` has them, the last prompt's first, as an engine may finish them."""
 
     def __init__(self, says: Says) -> None:
@@ -63,7 +63,7 @@ def _settings(**changes: object) -> EvalSettings:
 
 
 def _evaluate(held_out: Path, *models: Says, settings: EvalSettings | None = None):
-    rollouts = [FakeRollouts(says) for says in models]
+    rollouts = [FakeGenerator(says) for says in models]
     subjects = [_subject(f"model-{number}") for number in range(len(models))]
     waiting = iter(rollouts)
     evaluated = evaluate(
@@ -79,7 +79,7 @@ def held_out(tmp_path: Path) -> Path:
 
 def test_accuracies_and_paired_differences(held_out: Path):
     evaluated, _ = _evaluate(held_out, _right_up_to(2), _right_up_to(3))
-    first, second = describe(evaluated, _settings())["checkpoints"]
+    first, second = eval_report(evaluated, _settings())["checkpoints"]
     assert (first["greedy"]["accuracy"], first["sampled"]["accuracy"]) == (0.5, 0.25)
     assert (second["greedy"]["accuracy"], second["sampled"]["accuracy"]) == (0.75, 0.5)
     assert "minus_first" not in first["greedy"]
@@ -106,7 +106,7 @@ def test_every_checkpoint_is_asked_under_the_same_seeds_and_closed(held_out: Pat
 
 def test_a_cut_response_is_wrong_and_counted(held_out: Path):
     evaluated, _ = _evaluate(held_out, lambda n, sampled: (ANSWERS[n], sampled or n > 0))
-    (found,) = describe(evaluated, _settings())["checkpoints"]
+    (found,) = eval_report(evaluated, _settings())["checkpoints"]
     assert found["greedy"]["accuracy"] == 0.75
     assert found["greedy"]["truncated"] == 1
     assert found["sampled"] == {
@@ -122,20 +122,20 @@ def test_a_checker_of_the_user(held_out: Path, tmp_path: Path):
     (tmp_path / "mine.py").write_text("def half(prompt, response, answer):\n    return 0.5\n")
     settings = _settings(checker=f"{tmp_path / 'mine.py'}:half")
     evaluated, _ = _evaluate(held_out, _right_up_to(0), settings=settings)
-    assert describe(evaluated, settings)["checkpoints"][0]["greedy"]["accuracy"] == 0.5
+    assert eval_report(evaluated, settings)["checkpoints"][0]["greedy"]["accuracy"] == 0.5
 
 
 def test_what_cannot_be_answered_is_refused_before_it_is_tried(held_out: Path, tmp_path: Path):
     with pytest.raises(InvalidRequestError, match="over the 64 tokens that model-0 takes"):
         _evaluate(held_out, _right_up_to(0), settings=_settings(max_new_tokens=62))
-    with pytest.raises(InvalidRequestError, match="row 3 has no answer"):
+    with pytest.raises(InvalidRequestError, match=r"some\.jsonl line 3 has no answer"):
         _evaluate(write_prompts(tmp_path / "some.jsonl", ANSWERS[:2], count=4), _right_up_to(0))
 
 
 def test_the_table_has_what_the_report_has(held_out: Path):
     evaluated, _ = _evaluate(held_out, _right_up_to(2), _right_up_to(3))
     show = Console(file=io.StringIO(), width=200)
-    show.print(eval_table(describe(evaluated, _settings())))
+    show.print(eval_table(eval_report(evaluated, _settings())))
     for words in ("model-0", "model-1", "50.0 [0.0, 100.0]", "greedy, minus model-0", "+25.0 [+0.0, +75.0]"):
         assert words in show.file.getvalue()
 

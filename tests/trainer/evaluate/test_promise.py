@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from densepath.trainer.evaluate.promise import Choice, describe
+from densepath.trainer.evaluate.promise import Choice, probe_report
 from densepath.trainer.evaluate.responses import Answers
 from densepath.trainer.evaluate.settings import ProbeSettings
 
@@ -20,7 +20,7 @@ def _choice(reference: str | None, alpha: float, greedy: np.ndarray, sampled: np
 
 def _report(*choices: Choice, plain: np.ndarray):
     alone = [_choice(None, alpha, plain, plain) for alpha in sorted({choice.alpha for choice in choices})]
-    found = describe([_choice(None, 0.0, plain, plain), *alone, *choices], N, ProbeSettings(prompts="p"))
+    found = probe_report([_choice(None, 0.0, plain, plain), *alone, *choices], N, ProbeSettings(prompts="p"))
     return found, found["recommendation"]
 
 
@@ -95,7 +95,7 @@ def test_what_sharpening_alone_gives_is_said_beside_a_sampled_gain():
     plain = _choice(None, 0.0, _right(50), _right(50))
     alone = _choice(None, 1.0, _right(50), _right(120))
     base = _choice("base", 1.0, _right(50), _right(80))
-    report = describe([plain, alone, base], N, ProbeSettings(prompts="p"))
+    report = probe_report([plain, alone, base], N, ProbeSettings(prompts="p"))
     assert "without a reference, which only sharpens, gives +35.0" in report["recommendation"]["sentence"]
     assert report["sharpened"][0]["sampled"]["gain"]["value"] == 0.35
     assert [choice["reference"] for choice in report["choices"]] == ["base"]

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from densepath.trainer.errors import RunError
+from densepath.trainer.reinforce import checkpoints
 from densepath.trainer.reinforce.checkpoints import (
-    load_tensors,
+    load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
     save_model,
 )
+from densepath.trainer.reinforce.workers import Workers
 from trainer.killed import save, save_and_die, spawn, tensors
 
 
@@ -39,8 +41,9 @@ def assert_whole(folder: Path) -> int:
     found = newest_checkpoint(folder, silent)
     assert found is not None
     step, directory = found
-    for got, want in zip(load_tensors(directory), tensors(step), strict=True):
-        assert got.keys() == want.keys()
+    both = [{name: torch.empty_like(tensor) for name, tensor in of.items()} for of in tensors(step)]
+    load_checkpoint(directory, *both, Workers())
+    for got, want in zip(both, tensors(step), strict=True):
         assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
     return step
 
@@ -75,7 +78,7 @@ def test_the_newest_are_kept(folder: Path, pair_dirs: tuple[Path, Path]) -> None
 
 def test_a_damaged_one_is_passed_over_and_said(folder: Path) -> None:
     rng = random.Random(0)
-    files = sorted(path for path in (folder / "step-000002").iterdir())
+    files = sorted(path for path in (folder / "step-000002").rglob("*") if path.is_file())
     for trial in range(25):
         path = files[trial % len(files)]
         data = path.read_bytes()
@@ -97,12 +100,13 @@ def test_a_damaged_one_is_passed_over_and_said(folder: Path) -> None:
 
 
 def test_a_file_that_is_missing_is_named(folder: Path) -> None:
-    (folder / "step-000002" / "optimizer.safetensors").unlink()
+    (moments,) = (folder / "step-000002" / "optimizer").iterdir()
+    moments.unlink()
     said: list[str] = []
     found = newest_checkpoint(folder, said.append)
     assert found is not None
     assert found[0] == 1
-    assert "optimizer.safetensors is missing" in said[0]
+    assert f"optimizer/{moments.name} is missing" in said[0]
 
 
 def test_all_damaged_is_an_error_and_no_new_start(folder: Path) -> None:
@@ -130,6 +134,27 @@ def test_a_full_disk_leaves_the_old_ones(
     assert sorted(path.name for path in folder.iterdir()) == ["step-000001", "step-000002"]
 
 
+def test_a_large_model_is_several_files(
+    tmp_path: Path, pair_dirs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from densepath.pair.checkpoint import require_checkpoint
+
+    monkeypatch.setattr(checkpoints, "_FILE_SIZE", "50KB")
+    weights = load_file(pair_dirs[0] / "model.safetensors")
+    save_model(tmp_path / "final", pair_dirs[0], weights, Workers())
+    assert len(require_checkpoint(tmp_path / "final").weights) > 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "final", local_files_only=True)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    directory = save_checkpoint(tmp_path / "c", 1, pair_dirs[0], weights, weights, Workers(), keep=1)
+    assert len(list((directory / "optimizer").iterdir())) > 1
+    both = [{name: torch.empty_like(tensor) for name, tensor in weights.items()} for _ in range(2)]
+    load_checkpoint(directory, *both, Workers())
+    assert all(torch.equal(tensor, weights[name]) for of in both for name, tensor in of.items())
+
+
 def test_a_checkpoint_is_a_model_directory(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,11 +162,12 @@ def test_a_checkpoint_is_a_model_directory(tmp_path: Path, pair_dirs: tuple[Path
     from densepath.pair.pair import load_pair
 
     weights = load_file(pair_dirs[1] / "model.safetensors")
-    save_model(tmp_path / "final", pair_dirs[0], weights.items())
-    directory = save_checkpoint(tmp_path / "c", 7, pair_dirs[0], weights.items(), {}.items(), keep=1)
+    save_model(tmp_path / "final", pair_dirs[0], weights, Workers())
+    directory = save_checkpoint(tmp_path / "c", 7, pair_dirs[0], weights, weights, Workers(), keep=1)
     for made in (tmp_path / "final", directory):
         model = AutoModelForCausalLM.from_pretrained(made, local_files_only=True)
         assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
         AutoTokenizer.from_pretrained(made, local_files_only=True)
+    assert sorted(path.name for path in (tmp_path / "final").glob("*.safetensors*")) == ["model.safetensors"]
     pair = load_pair(tmp_path / "final", pair_dirs[1], allow_same=True, cache_dir=tmp_path / "cache")
     assert pair.vocab_size == 300

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from densepath.trainer.errors import NonFiniteStepError
+from densepath.trainer.reinforce.checkpoints import load_checkpoint, save_checkpoint
 from densepath.trainer.reinforce.learner import Learner, Weighted
 from densepath.trainer.reinforce.workers import Workers
 from live import finish
+from trainer.killed import PATHS
 
 RATE = 1e-4
 
@@ -93,7 +97,7 @@ def test_what_is_not_finite_stops_before_the_update(value: float, pair_dirs: tup
     with pytest.raises(NonFiniteStepError, match="left as it was"):
         learner.step(batch, len(batch))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights())
-    assert not dict(learner.moments())
+    assert not any(tensor.any() for tensor in learner.held_moments().values())
 
 
 def test_a_gradient_that_overflows_stops_too(pair_dirs: tuple[Path, Path]) -> None:
@@ -105,25 +109,36 @@ def test_a_gradient_that_overflows_stops_too(pair_dirs: tuple[Path, Path]) -> No
         learner.step(responses(), 8)
 
 
-def test_state_goes_on_to_the_bit(pair_dirs: tuple[Path, Path]) -> None:
+def test_state_goes_on_to_the_bit(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
     one = Learner(pair_dirs[0], Workers(), learning_rate=RATE)
     for seed in range(3):
         one.step(responses(seed=seed), 8)
-    weights = {name: tensor.clone() for name, tensor in one.weights()}
-    moments = {name: tensor.clone() for name, tensor in one.moments()}
+    directory = save_checkpoint(
+        tmp_path, 3, pair_dirs[0], one.held_weights(), one.held_moments(), Workers(), keep=1
+    )
     two = Learner(pair_dirs[0], Workers(), learning_rate=RATE)
-    two.load(weights, moments)
+    load_checkpoint(directory, two.held_weights(), two.held_moments(), Workers())
     for learner in (one, two):
         learner.step(responses(seed=9), 8)
     other = dict(two.weights())
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.weights())
 
 
+def same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether all tensors, as this process holds them, are the same to the bit."""
+    return one.keys() == other.keys() and all(_local(t).equal(_local(other[name])) for name, t in one.items())
+
+
+def _local(tensor: Any) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 _STEP = """
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
-from trainer.test_learner import RATE, responses
+from trainer.reinforce.test_learner import RATE, responses, same_state
+from densepath.trainer.reinforce.checkpoints import load_checkpoint, save_checkpoint
 from densepath.trainer.reinforce.learner import Learner
 from densepath.trainer.reinforce.workers import Workers
 
@@ -132,11 +147,15 @@ with Workers() as workers:
     learner = Learner(Path(sys.argv[1]), workers, learning_rate=RATE, micro_batch=2)
     figures = learner.step(workers.share(batch), len(batch))
     weights = {name: tensor.contiguous() for name, tensor in learner.weights()}
-    moments = {name: tensor.contiguous() for name, tensor in learner.moments()}
-    again = Learner(Path(sys.argv[1]), workers, learning_rate=RATE, micro_batch=2)
-    again.load(weights, moments)
-    assert all(tensor.equal(weights[name]) for name, tensor in again.weights())
-    assert all(tensor.equal(moments[name]) for name, tensor in again.moments())
+    folder, source = Path(sys.argv[3]), Path(sys.argv[1])
+    held = learner.held_weights(), learner.held_moments()
+    save_checkpoint(folder, 1, source, *held, workers, keep=9)
+    again = Learner(source, workers, learning_rate=RATE, micro_batch=2)
+    into = again.held_weights(), again.held_moments()
+    load_checkpoint(folder / "step-000001", *into, workers)
+    assert all(map(same_state, into, held)), "each process has its own part again"
+    load_checkpoint(folder / "step-000000", *into, workers)  # that one process wrote
+    save_checkpoint(folder, 2, source, *into, workers, keep=9)
     if workers.first:
         save_file(weights, sys.argv[2], {"norm": str(figures.grad_norm), "loss": str(figures.loss)})
 """
@@ -149,13 +168,20 @@ def test_two_processes_take_the_step_of_one(
     batch = responses()
     learner = Learner(pair_dirs[0], Workers(), learning_rate=RATE)
     figures = learner.step(batch, len(batch))
-    script, saved = tmp_path / "step.py", tmp_path / "two.safetensors"
+    script, saved, folder = tmp_path / "step.py", tmp_path / "two.safetensors", tmp_path / "checkpoints"
+    held = learner.held_weights(), learner.held_moments()
+    save_checkpoint(folder, 0, pair_dirs[0], *held, Workers(), keep=9)
     script.write_text(_STEP)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = finish([*command, str(script), str(pair_dirs[0]), str(saved)], env=environment, within=120)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, PATHS))}
+    words = map(str, (script, pair_dirs[0], saved, folder))
+    done = finish([*command, *words], env=environment, within=120)
     assert done.returncode == 0, done.stderr[-3000:]
     two = load_file(saved)
+    again = Learner(pair_dirs[0], Workers(), learning_rate=RATE)
+    into = again.held_weights(), again.held_moments()
+    load_checkpoint(folder / "step-000002", *into, Workers())
+    assert all(map(same_state, into, held)), "one process to two and back"
     one = dict(learner.weights())
     assert two.keys() == one.keys()
     difference = max(float((two[name] - tensor).abs().max()) for name, tensor in one.items())

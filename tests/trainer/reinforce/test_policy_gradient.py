@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from densepath.rewards.advantages import Baseline
-from densepath.trainer.reinforce.batch import Response, weigh
+from densepath.trainer.reinforce.batch import Response
+from densepath.trainer.reinforce.dense_path import weigh
 from densepath.trainer.reinforce.settings import TrainSettings
 
 EOS, LONGEST = 0, 3

@@ -178,7 +178,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     ("change", "message"),
     [
         (["--max-new-tokens", "5000"], "must fit the context length"),
-        (["--sft", "{tmp}"], "no checkpoint to start from"),
+        (["--sft", "{tmp}"], ": config.json: is missing"),
         (["--prompts", "{tmp}/none.jsonl"], "cannot be read"),
         (["--checker", "nothing:here"], "nothing"),
         (["--log-to", "paper"], "unknown tracker"),

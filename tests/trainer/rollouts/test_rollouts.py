@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from densepath.trainer.rollouts.engines import RolloutEngine, build_rollouts
-from densepath.trainer.types import Rollout, Rollouts
+from densepath.trainer.rollouts.engines import RolloutEngine, build_generator
+from densepath.trainer.types import Rollout, RolloutGenerator
 from trainer.talkers import EOS_IDS
 
 LONGEST = 12
@@ -21,13 +21,13 @@ PROMPTS = [[7, 8, 9], list(range(20, 60)), [7, 8, 9], [100]] * 4
 SEEDS = list(range(len(PROMPTS)))
 
 
-def build(kind: RolloutEngine, directory: Path) -> Rollouts:
-    return build_rollouts(
+def build(kind: RolloutEngine, directory: Path) -> RolloutGenerator:
+    return build_generator(
         kind, directory, max_new_tokens=LONGEST, eos_ids=frozenset(EOS_IDS), max_model_len=256
     )
 
 
-def in_order(rollouts: Rollouts, seeds: list[int] | None = SEEDS) -> list[Rollout]:
+def in_order(rollouts: RolloutGenerator, seeds: list[int] | None = SEEDS) -> list[Rollout]:
     found = sorted(rollouts.generate(PROMPTS, seeds), key=lambda one: one.index)
     assert [one.index for one in found] == list(range(len(PROMPTS)))
     return found
@@ -36,7 +36,7 @@ def in_order(rollouts: Rollouts, seeds: list[int] | None = SEEDS) -> list[Rollou
 @pytest.fixture(
     scope="module", params=[RolloutEngine.TRANSFORMERS, pytest.param("vllm", marks=pytest.mark.engine)]
 )
-def rollouts(request: pytest.FixtureRequest, ending_pair: tuple[Path, Path]) -> Iterator[Rollouts]:
+def rollouts(request: pytest.FixtureRequest, ending_pair: tuple[Path, Path]) -> Iterator[RolloutGenerator]:
     built = build(RolloutEngine(request.param), ending_pair[0])
     yield built
     built.close()
@@ -59,7 +59,7 @@ def difference(directory: Path, found: list[Rollout]) -> float:
 
 
 def test_ids_as_sampled_with_their_eos_and_log_probabilities(
-    rollouts: Rollouts, ending_pair: tuple[Path, Path], say_difference: Callable[[str, float], None]
+    rollouts: RolloutGenerator, ending_pair: tuple[Path, Path], say_difference: Callable[[str, float], None]
 ) -> None:
     rollouts.load_weights(load_file(ending_pair[0] / "model.safetensors").items())
     found = in_order(rollouts)
@@ -79,7 +79,7 @@ def test_ids_as_sampled_with_their_eos_and_log_probabilities(
     assert found[0].response_ids != found[2].response_ids, "rollouts of one prompt differ by their seeds"
 
 
-def test_weights_are_exchanged_in_place(rollouts: Rollouts, ending_pair: tuple[Path, Path]) -> None:
+def test_weights_are_exchanged_in_place(rollouts: RolloutGenerator, ending_pair: tuple[Path, Path]) -> None:
     sft, reference = ending_pair
     rollouts.load_weights(load_file(sft / "model.safetensors").items())
     before = in_order(rollouts)
@@ -90,7 +90,7 @@ def test_weights_are_exchanged_in_place(rollouts: Rollouts, ending_pair: tuple[P
     assert in_order(rollouts) == before, "nothing of the other weights is left, in a cache or elsewhere"
 
 
-def test_greedy_is_the_likeliest_token(rollouts: Rollouts, ending_pair: tuple[Path, Path]) -> None:
+def test_greedy_is_the_likeliest_token(rollouts: RolloutGenerator, ending_pair: tuple[Path, Path]) -> None:
     rollouts.load_weights(load_file(ending_pair[0] / "model.safetensors").items())
     model = AutoModelForCausalLM.from_pretrained(ending_pair[0], dtype=torch.float32)
     one = in_order(rollouts, None)[1]
@@ -99,7 +99,7 @@ def test_greedy_is_the_likeliest_token(rollouts: Rollouts, ending_pair: tuple[Pa
     assert tuple(logit_L_V.argmax(-1)[len(PROMPTS[1]) - 1 : -1].tolist()) == one.response_ids
 
 
-def test_samples_follow_the_distribution(rollouts: Rollouts, ending_pair: tuple[Path, Path]) -> None:
+def test_samples_follow_the_distribution(rollouts: RolloutGenerator, ending_pair: tuple[Path, Path]) -> None:
     """First tokens of 2000 samples against their probabilities: chi-square, ten likeliest and the rest."""
     rollouts.load_weights(load_file(ending_pair[0] / "model.safetensors").items())
     count = 2000

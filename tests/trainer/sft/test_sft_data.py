@@ -98,7 +98,7 @@ def test_the_model_learns_the_ids_that_the_service_scores(template: str | None, 
 )
 def test_a_row_that_is_no_demonstration_is_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "response": "b"}, row])
-    with pytest.raises(InvalidRequestError, match=rf"rows.jsonl row 2: {message}"):
+    with pytest.raises(InvalidRequestError, match=rf"rows.jsonl line 2: {message}"):
         read_demonstrations(rows, make_tokenizer())
 
 

@@ -33,7 +33,7 @@ from typing import Any
 from densepath.chat.render import text_of
 from densepath.trainer.types import Prompt
 
-Row = dict[str, Any]
+AnswerRow = dict[str, Any]
 
 
 def write_answers(directory: Path, name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
@@ -47,12 +47,12 @@ def write_answers(directory: Path, name: str, prompts: Sequence[Prompt], texts: 
         _write(directory / tool / "model_answer" / f"{name}.jsonl", _lines(rows))
 
 
-def alpaca_eval_row(prompt: Prompt, text: str, name: str) -> Row:
+def alpaca_eval_row(prompt: Prompt, text: str, name: str) -> AnswerRow:
     """An answer as AlpacaEval reads it."""
     return {"instruction": _said(prompt, "user")[-1], "output": text, "generator": name}
 
 
-def mt_bench_row(prompt: Prompt, text: str, name: str, number: int) -> Row:
+def mt_bench_row(prompt: Prompt, text: str, name: str, number: int) -> AnswerRow:
     """An answer as FastChat's judge reads it; earlier assistant turns of the prompt come first."""
     question = prompt.id or str(number)
     return {
@@ -64,7 +64,7 @@ def mt_bench_row(prompt: Prompt, text: str, name: str, number: int) -> Row:
     }
 
 
-def arena_hard_row(prompt: Prompt, text: str, name: str, number: int) -> Row:
+def arena_hard_row(prompt: Prompt, text: str, name: str, number: int) -> AnswerRow:
     """An answer as Arena-Hard's judge reads it."""
     return {
         "uid": prompt.id or str(number),
@@ -84,7 +84,7 @@ def _said(prompt: Prompt, role: str) -> list[str]:
     return [text_of(message.get("content") or "", "content") for message in said]
 
 
-def _lines(rows: Iterable[Row]) -> str:
+def _lines(rows: Iterable[AnswerRow]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -29,7 +29,7 @@ from densepath.errors import InvalidRequestError
 from densepath.pair.pair import load_pair
 from densepath.pair.runs import read_sft_run
 from densepath.trainer.checking import Checker
-from densepath.trainer.evaluate.promise import Choice, describe
+from densepath.trainer.evaluate.promise import Choice, probe_report
 from densepath.trainer.evaluate.responses import (
     Answers,
     Generate,
@@ -48,7 +48,7 @@ from densepath.trainer.types import Prompt, Rollout
 BATCH = 64  # responses decoded together
 
 #: A model and its exponent in the product that is decoded from.
-Weighted = tuple[float, Any]
+WeightedModel = tuple[float, Any]
 
 
 def run_probe(settings: ProbeSettings, say: Console, show: Console) -> None:
@@ -64,7 +64,7 @@ def run_probe(settings: ProbeSettings, say: Console, show: Console) -> None:
     checker.require_answers(prompts)
     require_room(prompts, subject, settings.max_new_tokens)
     choices = probe(subject, references, alphas, prompts, checker, settings, say)
-    report = describe(choices, len(prompts), settings)
+    report = probe_report(choices, len(prompts), settings)
     show.print(probe_table(report))
     show.print(report["recommendation"]["sentence"], soft_wrap=True, markup=False)
     if settings.output is not None:
@@ -118,11 +118,11 @@ def probe(
     with progress_bar(say) as bar:
         tick = partial(bar.advance, bar.add_task("decoding", total=rounds * len(prompts)))
 
-        def greedy(*weighted: Weighted) -> Answers:
+        def greedy(*weighted: WeightedModel) -> Answers:
             generate = generator(weighted, subject, settings.max_new_tokens)
             return answer(generate, prompts, None, checker, subject.tokenizer, tick)
 
-        def sampled(*weighted: Weighted) -> list[Answers]:
+        def sampled(*weighted: WeightedModel) -> list[Answers]:
             generate = generator(weighted, subject, settings.max_new_tokens)
             return [answer(generate, prompts, seed, checker, subject.tokenizer, tick) for seed in seeds]
 
@@ -140,7 +140,7 @@ def probe(
     return choices
 
 
-def generator(weighted_models: Sequence[Weighted], subject: Subject, max_new_tokens: int) -> Generate:
+def generator(weighted_models: Sequence[WeightedModel], subject: Subject, max_new_tokens: int) -> Generate:
     """Responses from the weighted product of models, batch by batch."""
 
     def generate(prompt_ids_N: Sequence[Sequence[int]], seeds_N: Sequence[int] | None) -> Iterator[Rollout]:

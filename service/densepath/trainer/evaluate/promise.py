@@ -43,11 +43,11 @@ class Choice:
         return {GREEDY: [self.greedy], SAMPLED: self.sampled}
 
 
-def describe(choices: Sequence[Choice], prompts: int, settings: ProbeSettings) -> Found:
+def probe_report(choices: Sequence[Choice], prompts: int, settings: ProbeSettings) -> Found:
     """Everything that was found, as JSON takes it. `choices` begins with plain SFT."""
     plain, *others = choices
     comparisons = 2 * sum(choice.reference is not None for choice in others)
-    found = [_describe(choice, plain, comparisons) for choice in others]
+    found = [_figures(choice, plain, comparisons) for choice in others]
     sharpened = {one["alpha"]: one for one in found if one["reference"] is None}
     offered = [one for one in found if one["reference"] is not None]
     return {
@@ -92,7 +92,7 @@ def recommend(offered: Sequence[Found], sharpened: Mapping[float, Found]) -> Fou
     return {**advice, "sentence": ". ".join(s[0].upper() + s[1:] for s in sentences) + "."}
 
 
-def _describe(choice: Choice, plain: Choice, comparisons: int) -> Found:
+def _figures(choice: Choice, plain: Choice, comparisons: int) -> Found:
     found: Found = {"reference": choice.reference, "alpha": choice.alpha, "b": 1 / choice.alpha}
     for how, answers in choice.rounds().items():
         score_N, plain_N = mean_score(answers), mean_score(plain.rounds()[how])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.errors import InvalidRequestError
-from densepath.pair.checkpoint import read_checkpoint
+from densepath.pair.checkpoint import require_checkpoint
 from densepath.pair.pair import stored_dtype
 from densepath.sequences import Tokenizer
 from densepath.trainer.checking import Checker, response_text
@@ -20,7 +19,7 @@ from densepath.trainer.evaluate.statistics import Floats, estimate_mean
 from densepath.trainer.prompts import rollout_seeds
 from densepath.trainer.types import Prompt, Rollout
 
-#: As `Rollouts.generate`.
+#: As `RolloutGenerator.generate`.
 Generate = Callable[[Sequence[Sequence[int]], Sequence[int] | None], Iterable[Rollout]]
 
 
@@ -53,17 +52,11 @@ class Answers:
 
 def open_subject(directory: Path, name: str) -> Subject:
     """The checkpoint of a model directory. Raises InvalidRequestError with all that is wrong."""
-    from transformers import AutoTokenizer
-
-    problems: list[str] = []
-    found = read_checkpoint(directory, partial(_note, problems))
-    if problems or found.config is None or found.tokenizer is None:
-        raise InvalidRequestError(f"{directory}: {'; '.join(problems)}")
-    fast = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    found = require_checkpoint(directory)
     return Subject(
         name=name,
         directory=directory,
-        tokenizer=Tokenizer(fast),
+        tokenizer=Tokenizer(found.tokenizer.loaded),
         eos_ids=found.config.eos_token_ids | found.tokenizer.eos_token_ids,
         vocab_size=found.tokenizer.vocab_size,
         context_length=found.config.context_length,
@@ -143,7 +136,3 @@ def summary(answers: Sequence[Answers]) -> dict[str, Any]:
         "responses": sum(len(one.text_N) for one in answers),
         "truncated": sum(int((~one.ended_N).sum()) for one in answers),
     }
-
-
-def _note(problems: list[str], file: str, message: str) -> None:
-    problems.append(": ".join(filter(None, (file, message))))

@@ -37,11 +37,11 @@ from densepath.trainer.evaluate.tables import (
     write_json,
 )
 from densepath.trainer.prompts import read_prompts
-from densepath.trainer.rollouts.engines import build_rollouts
-from densepath.trainer.types import Prompt, Rollouts
+from densepath.trainer.rollouts.engines import build_generator
+from densepath.trainer.types import Prompt, RolloutGenerator
 
-#: Makes rollouts from a subject, for so many tokens of prompt and response.
-Build = Callable[[Subject, int], Rollouts]
+#: Makes what generates from a subject, for so many tokens of prompt and response.
+Build = Callable[[Subject, int], RolloutGenerator]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _on_held_out(held_out: Path, settings: EvalSettings, say: Console, show: Con
     names = name_directories(settings.checkpoints)
     subjects = [open_subject(path, name) for path, name in zip(settings.checkpoints, names, strict=True)]
     evaluated = evaluate(subjects, held_out, settings, builder(settings), say)
-    report = describe(evaluated, settings)
+    report = eval_report(evaluated, settings)
     show.print(eval_table(report))
     if settings.output is not None:
         write_json(settings.output, report)
@@ -86,10 +86,10 @@ def _on_held_out(held_out: Path, settings: EvalSettings, say: Console, show: Con
 
 
 def builder(settings: EvalSettings) -> Build:
-    """Rollouts as the settings ask for them, in each checkpoint's own dtype where vLLM runs them."""
+    """What generates, as the settings ask for it, in each checkpoint's own dtype where vLLM runs them."""
 
-    def build(subject: Subject, tokens: int) -> Rollouts:
-        return build_rollouts(
+    def build(subject: Subject, tokens: int) -> RolloutGenerator:
+        return build_generator(
             settings.engine,
             subject.directory,
             max_new_tokens=settings.max_new_tokens,
@@ -121,16 +121,16 @@ def evaluate(
         for subject, of_subject, room in zip(subjects, prompts, tokens, strict=True):
             task = bar.add_task(subject.name, total=len(of_subject) * (1 + settings.seeds))
             tick = partial(bar.advance, task)
-            with closing(build(subject, room)) as rollouts:
+            with closing(build(subject, room)) as generator:
                 greedy, *sampled = [
-                    answer(rollouts.generate, of_subject, seed, checker, subject.tokenizer, tick)
+                    answer(generator.generate, of_subject, seed, checker, subject.tokenizer, tick)
                     for seed in (None, *range(settings.seeds))
                 ]
             evaluated.append(Evaluated(subject, of_subject, greedy, sampled))
     return evaluated
 
 
-def describe(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[str, Any]:
+def eval_report(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[str, Any]:
     """Everything that was found, as JSON takes it: accuracies, differences to the first, every response."""
     first = evaluated[0].rounds()
     checkpoints = []

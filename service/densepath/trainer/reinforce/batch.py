@@ -1,4 +1,4 @@
-"""A step's responses, and what REINFORCE multiplies each of their tokens by."""
+"""A step's responses, and those of them that are learned as arrays."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.rewards import shaping
-from densepath.rewards.advantages import advantages, returns_to_go, with_kl
 from densepath.trainer.errors import TrainerError
 from densepath.trainer.reinforce.settings import TrainSettings
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response. `reward_T` and `logp_sft_T` are None where it is not scored, and not learned."""
+    """One sampled response. `reward_T` and `logp_sft_T` are None where it is not learned."""
 
     prompt: int  # index in the prompts' file
     prompt_ids: tuple[int, ...]
@@ -28,6 +28,11 @@ class Response:
     reward_T: Float32 | None = None  # r_t, nats, unshaped
     logp_sft_T: Float32 | None = None
 
+    @property
+    def learned(self) -> bool:
+        """Whether the service scored it and the policy is updated from it; see `can_be_learned`."""
+        return self.reward_T is not None
+
 
 def can_be_learned(response_ids: Sequence[int], ended: bool, vocab_size: int) -> bool:
     """A response that was cut at the limit leaves a value uncancelled; an id from `vocab_size` on, a row that
@@ -36,31 +41,37 @@ def can_be_learned(response_ids: Sequence[int], ended: bool, vocab_size: int) ->
     return ended and max(response_ids) < vocab_size
 
 
-def weigh(responses_N: Sequence[Response], settings: TrainSettings) -> list[NDArray[np.float64]]:
-    """A_t of every response, float64 [T] each: zeros where it is not learned.
+@dataclass(frozen=True)
+class Batch:
+    """N learned responses, padded on the right to T tokens; float64, nats, 0 where there is no token."""
 
-    Raises TrainerError where none is: a step from nothing would look like one.
+    mask_N_T: NDArray[np.bool_]  # where a token is
+    reward_N_T: Float64  # r_t, with the shaping that was asked for
+    logp_N_T: Float64  # under the policy that sampled them
+    logp_sft_N_T: Float64
+    prompt_N: NDArray[np.int64]  # which responses are of one prompt
+
+
+def make_batch(responses_N: Sequence[Response], settings: TrainSettings) -> Batch:
+    """The learned ones among `responses_N`, in their order.
+
+    Raises TrainerError where there are none: a step from nothing would look like one.
     """
-    learned = [n for n, response in enumerate(responses_N) if response.reward_T is not None]
+    learned = [response for response in responses_N if response.learned]
     if not learned:
         raise TrainerError(
             f"none of {len(responses_N)} responses ended within {settings.max_new_tokens} tokens: there is "
             "nothing to learn from; raise --max-new-tokens, or check that the SFT model ends its responses"
         )
-    chosen = [responses_N[n] for n in learned]
-    length_N = np.array([len(response.response_ids) for response in chosen])
+    length_N = np.array([len(response.response_ids) for response in learned])
     mask_N_T = np.arange(length_N.max()) < length_N[:, None]
-    reward_N_T = _pad(_shape(chosen, settings), mask_N_T)
-    logp_N_T = _pad([response.logp_T for response in chosen], mask_N_T)
-    logp_sft_N_T = _pad([_scored(response.logp_sft_T) for response in chosen], mask_N_T)
-    less_kl_N_T = with_kl(reward_N_T, logp_N_T, logp_sft_N_T, settings.kl)
-    return_N_T = returns_to_go(less_kl_N_T, mask_N_T, settings.gamma)
-    prompt_N = np.array([response.prompt for response in chosen])
-    advantage_N_T = advantages(return_N_T, mask_N_T, settings.baseline, prompt_N)
-    weights_N = [np.zeros(len(response.response_ids)) for response in responses_N]
-    for n, advantage_T, length in zip(learned, advantage_N_T, length_N, strict=True):
-        weights_N[n] = advantage_T[:length]
-    return weights_N
+    return Batch(
+        mask_N_T=mask_N_T,
+        reward_N_T=_pad(_shape(learned, settings), mask_N_T),
+        logp_N_T=_pad([response.logp_T for response in learned], mask_N_T),
+        logp_sft_N_T=_pad([_scored(response.logp_sft_T) for response in learned], mask_N_T),
+        prompt_N=np.array([response.prompt for response in learned], dtype=np.int64),
+    )
 
 
 def _shape(responses_N: Sequence[Response], settings: TrainSettings) -> list[NDArray[np.floating]]:

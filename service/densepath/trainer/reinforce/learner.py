@@ -9,7 +9,7 @@ processes (FSDP2), each of which works on its own responses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,37 +115,25 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter.detach())
 
-    def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """The optimizer's tensors whole, as `KIND/parameter`; none before the first step."""
-        for name, parameter in self.model.named_parameters():
-            for kind, value in self.optimizer.state[parameter].items():
-                yield f"{kind}/{name}", _whole(value)
+    def held_weights(self) -> dict[str, Tensor]:
+        """Every parameter as this process holds it, its part of a sharded one: whoever fills it sets it."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
-    @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Go on from what `weights` and `moments` gave, to the bit; every process has the whole tensors."""
+    def held_moments(self) -> dict[str, Tensor]:
+        """The optimizer's tensors as this process holds them, as `KIND/parameter`; zeros before a step."""
+        held: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            parameter.copy_(_like(weights[name], parameter))
-        for key, value in moments.items():
-            kind, _, name = key.partition("/")
-            parameter = self.model.get_parameter(name)
-            # AdamW's count of steps has no dimension, and stays whole on the CPU.
-            self.optimizer.state[parameter][kind] = _like(value, parameter) if value.ndim else value.clone()
+            state = self.optimizer.state[parameter]
+            if not state:  # as AdamW makes them in its first step
+                state["step"] = torch.zeros(())
+                state |= {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
+            held |= {f"{kind}/{name}": tensor for kind, tensor in state.items()}
+        return held
 
 
 def _whole(tensor: Any) -> Tensor:
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
-
-
-def _like(whole: Tensor, parameter: Any) -> Tensor:
-    """A copy of `whole`, on the device and spread over the processes as `parameter` is."""
-    whole = whole.to(parameter.device, copy=True)
-    if not hasattr(parameter, "full_tensor"):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements)
 
 
 @dataclass(frozen=True)

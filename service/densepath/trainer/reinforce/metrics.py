@@ -7,10 +7,10 @@ once and left out, and the run goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,8 +22,7 @@ from prometheus_client import (
 
 from densepath.errors import InvalidRequestError
 from densepath.trainer.reinforce.trackers import open_tracker
-
-Row = Mapping[str, Any]
+from densepath.trainer.run_files import PHASES, Row
 
 #: A key of the row → the gauge's name after the prefix, and its help.
 GAUGES = {
@@ -47,7 +46,6 @@ COUNTERS = {
     "responses": ("responses", "Responses sampled"),
     "truncated": ("truncated_responses", "Responses cut at the token limit, and so not learned from"),
 }
-PHASES = ("rollout", "rewards", "forward_backward", "weight_update", "held_out")
 _PREFIX = "densepath_trainer_"
 _log = logging.getLogger(__name__)
 

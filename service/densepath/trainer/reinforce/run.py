@@ -12,32 +12,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from densepath.errors import InvalidRequestError
 from densepath.integrations.alignment import AlignmentError, check_policy
-from densepath.pair.checkpoint import read_checkpoint
+from densepath.pair.checkpoint import require_checkpoint
 from densepath.rewards.kl import LEAST_KL_COEFFICIENT
 from densepath.sequences import Tokenizer
 from densepath.trainer.checking import Checker
 from densepath.trainer.prompts import read_prompts
-from densepath.trainer.reinforce.batch import Response
 from densepath.trainer.reinforce.checkpoints import (
-    load_tensors,
+    load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
     save_model,
 )
 from densepath.trainer.reinforce.dense_path import DensePath
-from densepath.trainer.reinforce.journal import CHECKPOINTS, FINAL, Journal
+from densepath.trainer.reinforce.journal import Journal
 from densepath.trainer.reinforce.learner import Learner
 from densepath.trainer.reinforce.metrics import Sinks, open_sinks
 from densepath.trainer.reinforce.reward_calls import RewardCalls
 from densepath.trainer.reinforce.sampling import Sampler
 from densepath.trainer.reinforce.settings import Precision, TrainSettings
-from densepath.trainer.reinforce.step_row import Row
+from densepath.trainer.reinforce.step_row import make_samples
 from densepath.trainer.reinforce.workers import Workers
-from densepath.trainer.rollouts.engines import build_rollouts
+from densepath.trainer.rollouts.engines import build_generator
+from densepath.trainer.run_files import CHECKPOINTS, FINAL, Row
 from densepath.trainer.types import Prompt
-
-#: Scored responses kept of each step, for people to look at.
-SAMPLES = 16
 
 
 def train(settings: TrainSettings, say: Console) -> str:
@@ -82,14 +79,18 @@ def train(settings: TrainSettings, say: Console) -> str:
         run = DensePath(settings, workers, learner, sampler)
         bar.shows(rows)
         for row, responses in run.steps(rows):
+            rows.append(row)
             bar.shows(rows)
             sinks.step(row)
             if journal:
-                journal.add(row, _samples(row, responses, sampler))
+                samples = make_samples(row["step"], responses, sampler.prompts, sampler.tokenizer)
+                journal.add(row, samples)
             if row["step"] % settings.save_every == 0 or run.why_stop(rows):
-                _save(settings, learner, journal, row["step"])
+                _save(settings, workers, learner, journal, row["step"])
         why = run.why_stop(rows) or ""
-        _finish(settings, learner, journal, len(rows), why)
+        save_model(settings.run / FINAL, settings.sft, learner.held_weights(), workers)
+        if journal:
+            journal.stop(len(rows), why)
         return why
 
 
@@ -115,7 +116,7 @@ def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) ->
     checker = Checker(settings.checker)
     checker.require_answers(held_out)
     _require_room([*prompts, *held_out], settings.max_new_tokens, pair["context_length"])
-    rollouts = build_rollouts(
+    generator = build_generator(
         settings.rollout_engine,
         settings.sft,
         max_new_tokens=settings.max_new_tokens,
@@ -126,25 +127,20 @@ def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) ->
         processes=workers.count,
     )
     return Sampler(
-        settings, workers, rollouts, rewards, prompts, held_out, checker, tokenizer, pair["vocab_size"]
+        settings, workers, generator, rewards, prompts, held_out, checker, tokenizer, pair["vocab_size"]
     )
 
 
 def _tokenizer(sft: Path, pair: dict[str, Any]) -> Tokenizer:
     """The policy's tokenizer, which must be the pair's: the ids are what is scored."""
-    from transformers import AutoTokenizer
-
-    problems: list[str] = []
-    checkpoint = read_checkpoint(sft, lambda file, message: problems.append(f"{file} {message}"))
-    if problems or checkpoint.tokenizer is None:
-        raise InvalidRequestError(f"--sft is no checkpoint to start from: {'; '.join(problems)}")
+    checkpoint = require_checkpoint(sft, "--sft")
     try:
         check_policy(sft, pair)
     except AlignmentError as error:
         raise InvalidRequestError(
             f"--sft does not go with the pair that the service serves: {error}; or serve the pair of this one"
         ) from error
-    return Tokenizer(AutoTokenizer.from_pretrained(sft, trust_remote_code=False, local_files_only=True))
+    return Tokenizer(checkpoint.tokenizer.loaded)
 
 
 def _require_room(prompts: Sequence[Prompt], max_new_tokens: int, context_length: int) -> None:
@@ -163,42 +159,26 @@ def _go_back(
     found = newest_checkpoint(settings.run / CHECKPOINTS, say.print) if journal else None
     step, directory = workers.gather(found)[0] or (0, None)
     if directory is not None:
-        learner.load(*load_tensors(directory))
+        load_checkpoint(directory, learner.held_weights(), learner.held_moments(), workers)
         say.print(f"going on after step {step}, from {directory}", soft_wrap=True)
     rows: list[Row] = workers.gather(journal.go_back(step) if journal else [])[0]
     return rows
 
 
-def _save(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int) -> None:
-    # Sharded tensors are gathered in every process, one at a time; the first keeps them.
-    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
-    moments = [(name, tensor.cpu()) for name, tensor in learner.moments() if journal]
+def _save(
+    settings: TrainSettings, workers: Workers, learner: Learner, journal: Journal | None, step: int
+) -> None:
     if journal:
         journal.sync()
-        folder = settings.run / CHECKPOINTS
-        save_checkpoint(folder, step, settings.sft, weights, moments, keep=settings.keep)
-
-
-def _finish(settings: TrainSettings, learner: Learner, journal: Journal | None, step: int, why: str) -> None:
-    weights = [(name, tensor.cpu()) for name, tensor in learner.weights() if journal]
-    if journal:
-        save_model(settings.run / FINAL, settings.sft, weights)
-        journal.stop(step, why)
-
-
-def _samples(row: Row, responses: Sequence[Response], sampler: Sampler) -> list[Row]:
-    scored = [one for one in responses if one.reward_T is not None][:SAMPLES]
-    return [
-        {
-            "step": row["step"],
-            "prompt": sampler.prompts[one.prompt].text,
-            "tokens": sampler.tokenizer.token_strings(one.response_ids),
-            "rewards": [round(float(reward), 5) for reward in one.reward_T],  # type: ignore[union-attr]
-            "sum": float(one.reward_T.sum(dtype="float64")),  # type: ignore[union-attr]
-            "ended": one.ended,
-        }
-        for one in scored
-    ]
+    save_checkpoint(
+        settings.run / CHECKPOINTS,
+        step,
+        settings.sft,
+        learner.held_weights(),
+        learner.held_moments(),
+        workers,
+        keep=settings.keep,
+    )
 
 
 class _Bar:

@@ -17,7 +17,7 @@ from densepath.trainer.reinforce.reward_calls import RewardCalls
 from densepath.trainer.reinforce.settings import TrainSettings
 from densepath.trainer.reinforce.step_row import Clock
 from densepath.trainer.reinforce.workers import Workers
-from densepath.trainer.types import Prompt, Rollout, Rollouts
+from densepath.trainer.types import Prompt, Rollout, RolloutGenerator
 
 #: Responses in one call: enough for the service's batch, few enough to be under way early.
 CALL_SIZE = 16
@@ -29,7 +29,7 @@ class Sampler:
 
     settings: TrainSettings
     workers: Workers
-    rollouts: Rollouts
+    generator: RolloutGenerator
     rewards: RewardCalls
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt]
@@ -56,7 +56,7 @@ class Sampler:
     def _sample_and_ask(self, prompt_N: Sequence[Prompt], seeds_N: Sequence[int]) -> dict[int, Rollout]:
         rollouts: dict[int, Rollout] = {}
         waiting: list[Rollout] = []
-        for rollout in self.rollouts.generate([prompt.token_ids for prompt in prompt_N], seeds_N):
+        for rollout in self.generator.generate([prompt.token_ids for prompt in prompt_N], seeds_N):
             rollouts[rollout.index] = rollout
             if can_be_learned(rollout.response_ids, rollout.ended, self.vocab_size):
                 waiting.append(rollout)
@@ -79,18 +79,18 @@ class Sampler:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Sample from this policy from now on."""
-        self.rollouts.load_weights(weights)
+        self.generator.load_weights(weights)
 
     def close(self) -> None:
         """Free the sampler's model."""
-        self.rollouts.close()
+        self.generator.close()
 
     def held_out_share(self) -> float:
         """The share of held-out prompts whose greedy response the checker takes for right."""
         prompts = self.workers.share(self.held_out)
         right = sum(
             self.checker.score(prompts[rollout.index], rollout, self.tokenizer)
-            for rollout in self.rollouts.generate([prompt.token_ids for prompt in prompts], None)
+            for rollout in self.generator.generate([prompt.token_ids for prompt in prompts], None)
         )
         return sum(self.workers.gather(right)) / len(self.held_out)
 

@@ -1,19 +1,29 @@
-"""A step's figures: one row of metrics.jsonl."""
+"""What the files of a run keep of a step: its figures, and some of its scored responses."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from densepath.trainer.reinforce.batch import Response
 from densepath.trainer.reinforce.learner import StepFigures
 from densepath.trainer.reinforce.settings import TrainSettings
+from densepath.trainer.run_files import Phase, Row
+from densepath.trainer.types import Prompt
 
-Row = dict[str, Any]
+#: Scored responses kept of each step, for people to look at.
+SAMPLES_PER_STEP = 16
+
+
+class Spelling(Protocol):
+    """What of a tokenizer shows a response."""
+
+    def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's own text."""
 
 
 class Clock:
@@ -24,7 +34,7 @@ class Clock:
         self._phases: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
         """Count the time inside."""
         start = time.perf_counter()
         yield
@@ -35,7 +45,7 @@ class Clock:
         return {**self._phases, "total": time.perf_counter() - self._start}
 
 
-def describe(
+def make_row(
     step: int, responses_N: Sequence[Response], figures: Sequence[StepFigures], settings: TrainSettings
 ) -> Row:
     """The figures of one step from all processes' responses and each process's `figures`.
@@ -43,7 +53,7 @@ def describe(
     Rewards and KL are means over the learned responses of sums in nats; the entropy is the mean of -log pi
     of the sampled tokens, which is its unbiased estimate.
     """
-    learned = [one for one in responses_N if one.reward_T is not None and one.logp_sft_T is not None]
+    learned = [one for one in responses_N if one.learned]
     reward_N = np.array([_sum(one.reward_T) for one in learned])
     kl_N = np.array([_sum(one.logp_T) - _sum(one.logp_sft_T) for one in learned])
     length_N = np.array([len(one.response_ids) for one in responses_N])
@@ -57,7 +67,7 @@ def describe(
         "objective": float(reward_N.mean() - settings.kl * kl_N.mean()),
         "length": float(length_N.mean()),
         "truncated": sum(not one.ended for one in responses_N),
-        "out_of_vocabulary": len(responses_N) - len(learned) - sum(not one.ended for one in responses_N),
+        "out_of_vocabulary": sum(one.ended and not one.learned for one in responses_N),
         "responses": len(responses_N),
         "entropy": float(-logp.mean()),
         "grad_norm": figures[0].grad_norm,
@@ -65,6 +75,23 @@ def describe(
         "lr": settings.learning_rate,
         "logp_gap": float(np.abs(updated - logp).max()),
     }
+
+
+def make_samples(
+    step: int, responses_N: Sequence[Response], prompts: Sequence[Prompt], tokenizer: Spelling
+) -> list[Row]:
+    """Lines of samples.jsonl: the first learned responses of a step, with their rewards in nats."""
+    return [
+        {
+            "step": step,
+            "prompt": prompts[one.prompt].text,
+            "tokens": tokenizer.token_strings(one.response_ids),
+            "rewards": [round(float(reward), 5) for reward in np.asarray(one.reward_T)],
+            "sum": _sum(one.reward_T),
+            "ended": one.ended,
+        }
+        for one in [one for one in responses_N if one.learned][:SAMPLES_PER_STEP]
+    ]
 
 
 def _sum(array_T: Any) -> float:

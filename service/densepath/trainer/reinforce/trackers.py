@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from densepath.errors import InvalidRequestError
+from densepath.trainer.run_files import Row
 
 PROJECT = "densepath"
 #: A name of --log-to → the module that it needs.
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
-
-Row = Mapping[str, Any]
 
 
 class TensorBoard:
@@ -84,7 +83,7 @@ def open_tracker(name: str, run_dir: Path) -> TensorBoard | TrackerRun:
         raise InvalidRequestError(f"--log-to {name} cannot start: {error}") from error
 
 
-def flat(row: Row) -> dict[str, float]:
+def flat(row: Mapping[str, Any]) -> dict[str, float]:
     """The row's numbers, one name each: `held_out/greedy`, `seconds/rollout`; the step is not one of them."""
     found: dict[str, float] = {}
     for key, value in row.items():

@@ -59,6 +59,10 @@ class Workers:
         distributed.all_gather_object(values, value)
         return values
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.gather(None)
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
         if self.count > 1:

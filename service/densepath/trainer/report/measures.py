@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from densepath.trainer.report.run import PHASES, Float64, Run, Sample
+from densepath.trainer.report.run import Float64, Run, Sample
+from densepath.trainer.run_files import PHASES
 
 NORMAL_95 = 1.959964  # a normal variable lies within so many standard deviations in 95 % of cases
 
@@ -40,7 +41,7 @@ def extremes(run: Run, value_S: Float64) -> Extremes | None:
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseTime:
     """A part of the step, in mean seconds a step, and its share of the step."""
 
     name: str
@@ -50,17 +51,17 @@ class Phase:
 
 def phase_seconds(run: Run) -> dict[str, Float64]:
     """Seconds of every phase, float64 [S]; `other` is what the step's total has beyond them, 0 if nothing."""
-    by_phase = {phase: np.nan_to_num(run.column(phase, "seconds")) for phase in PHASES}
+    by_phase: dict[str, Float64] = {phase: np.nan_to_num(run.column(phase, "seconds")) for phase in PHASES}
     spent_S = np.sum(list(by_phase.values()), axis=0)
     total_S = np.nan_to_num(run.column("total", "seconds"))
     return {**by_phase, "other": np.maximum(total_S - spent_S, 0.0)}
 
 
-def time_split(run: Run) -> tuple[Phase, ...]:
+def time_split(run: Run) -> tuple[PhaseTime, ...]:
     """The phases and `other` that took time, as means over the steps."""
     mean = {name: float(second_S.mean()) for name, second_S in phase_seconds(run).items()}
     total = sum(mean.values())
-    return tuple(Phase(name, seconds, seconds / total) for name, seconds in mean.items() if seconds)
+    return tuple(PhaseTime(name, seconds, seconds / total) for name, seconds in mean.items() if seconds)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.errors import InvalidRequestError
-
-PHASES = ("rollout", "rewards", "forward_backward", "weight_update", "held_out")
+from densepath.jsonl import read_objects
+from densepath.trainer.run_files import EVALUATION, KIND, MANIFEST, METRICS, SAMPLES, Row
 
 Float64 = NDArray[np.float64]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,30 +69,30 @@ class Run:
 def read_run(directory: Path) -> Run:
     """Read the run in `directory`. Raises InvalidRequestError where it is no run or has no step yet."""
     manifest = _manifest(directory)
-    metrics = directory / "metrics.jsonl"
+    metrics = directory / METRICS
     rows = [row for _, row in _objects(metrics)] if metrics.exists() else []
     if not rows:
         raise InvalidRequestError(
-            f"{directory} has no steps yet: metrics.jsonl gets a line with every step; ask again after one"
+            f"{directory} has no steps yet: {METRICS} gets a line with every step; ask again after one"
         )
-    samples = directory / "samples.jsonl"
+    samples = directory / SAMPLES
     return Run(
         directory,
         manifest,
         tuple(rows),
         tuple(_sample(samples, line, row) for line, row in _objects(samples)) if samples.exists() else (),
-        _evaluation(directory / "evaluation.json"),
+        _evaluation(directory / EVALUATION),
     )
 
 
 def _manifest(directory: Path) -> Mapping[str, Any]:
-    path = directory / "manifest.json"
+    path = directory / MANIFEST
     if not path.is_file():
         raise InvalidRequestError(
-            f"{directory} is no run directory: it has no manifest.json; give one that `densepath train` wrote"
+            f"{directory} is no run directory: it has no {MANIFEST}; give one that `densepath train` wrote"
         )
     manifest = _object(path.read_bytes(), str(path))
-    if (kind := manifest.get("kind")) != "train":
+    if (kind := manifest.get("kind")) != KIND:
         raise InvalidRequestError(
             f"{path} describes a run of kind {kind!r}; a report is made of a run of `densepath train`"
         )
@@ -111,11 +110,10 @@ def _object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects. A last line without its end is still being written, and is left out."""
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        found = _object(line, f"line {number} of {path}")
+    """Line numbers and objects, each of a step."""
+    for number, found in read_objects(path, growing=True):
         if not isinstance(found.get("step"), int):
-            raise InvalidRequestError(f"line {number} of {path} has no whole number under `step`")
+            raise InvalidRequestError(f"{path} line {number} has no whole number under `step`")
         yield number, found
 
 
@@ -131,11 +129,11 @@ def _sample(path: Path, line: int, row: Row) -> Sample:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequestError(
-            f"line {line} of {path} is no sample: it needs step, prompt, tokens, rewards, sum and ended"
+            f"{path} line {line} is no sample: it needs step, prompt, tokens, rewards, sum and ended"
         ) from error
     if sample.reward_T.shape != (len(sample.tokens),):
         raise InvalidRequestError(
-            f"line {line} of {path} has {len(sample.tokens)} tokens and rewards of shape "
+            f"{path} line {line} has {len(sample.tokens)} tokens and rewards of shape "
             f"{sample.reward_T.shape}: one reward for each token is right"
         )
     return sample

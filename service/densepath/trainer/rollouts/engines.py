@@ -1,4 +1,4 @@
-"""The rollouts that were asked for."""
+"""The generator of rollouts that was asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from densepath.trainer.types import Rollouts
+from densepath.trainer.types import RolloutGenerator
 
 #: Without a word from the operator: a quarter of a GPU is the sampler's, the rest the learner's.
 GPU_SHARE = 0.25
@@ -20,7 +20,7 @@ class RolloutEngine(StrEnum):
     TRANSFORMERS = "transformers"
 
 
-def build_rollouts(
+def build_generator(
     kind: RolloutEngine,
     directory: Path,
     *,
@@ -30,24 +30,24 @@ def build_rollouts(
     dtype: str = "float32",
     gpu_memory_utilization: float | None = None,
     processes: int = 1,
-) -> Rollouts:
-    """Rollouts from the checkpoint in `directory`, at most `max_new_tokens` a response.
+) -> RolloutGenerator:
+    """What generates from the checkpoint in `directory`, at most `max_new_tokens` a response.
 
-    `processes` is how many train together, each with rollouts of its own. `max_model_len` counts a prompt
+    `processes` is how many train together, each with a generator of its own. `max_model_len` counts a prompt
     and its response.
     """
     if kind is RolloutEngine.TRANSFORMERS:
-        from densepath.trainer.rollouts.transformers import TransformersRollouts
+        from densepath.trainer.rollouts.transformers import TransformersGenerator
 
-        return TransformersRollouts(directory, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
+        return TransformersGenerator(directory, max_new_tokens=max_new_tokens, eos_ids=eos_ids)
     import torch
 
-    from densepath.trainer.rollouts.vllm import VllmRollouts
+    from densepath.trainer.rollouts.vllm import VllmGenerator
 
     memory: dict[str, Any] = {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES, "block_size": 32}
     if torch.cuda.is_available():
         memory = {"gpu_memory_utilization": gpu_memory_utilization or GPU_SHARE}
-    return VllmRollouts(
+    return VllmGenerator(
         directory,
         max_new_tokens=max_new_tokens,
         eos_ids=eos_ids,

@@ -17,7 +17,7 @@ from densepath.trainer.types import Rollout
 BATCH = 64
 
 
-class TransformersRollouts:
+class TransformersGenerator:
     """A copy of the policy in transformers, fp32."""
 
     def __init__(self, directory: Path, *, max_new_tokens: int, eos_ids: frozenset[int]) -> None:
@@ -34,7 +34,7 @@ class TransformersRollouts:
     def generate(
         self, prompt_ids_N: Sequence[Sequence[int]], seeds_N: Sequence[int] | None
     ) -> Iterator[Rollout]:
-        """As `Rollouts.generate`, batch by batch."""
+        """As `RolloutGenerator.generate`, batch by batch."""
         for start in range(0, len(prompt_ids_N), BATCH):
             batch = slice(start, start + BATCH)
             decoded = decode(

@@ -32,7 +32,7 @@ if not torch.cuda.is_available():
 from vllm import LLM, SamplingParams
 
 
-class VllmRollouts:
+class VllmGenerator:
     """A copy of the policy in a vLLM engine of its own.
 
     Where several processes train, each has an engine, and `external_launcher` makes vLLM live with their
@@ -71,7 +71,7 @@ class VllmRollouts:
     def generate(
         self, prompt_ids_N: Sequence[Sequence[int]], seeds_N: Sequence[int] | None
     ) -> Iterator[Rollout]:
-        """As `Rollouts.generate`: each response as soon as it has finished."""
+        """As `RolloutGenerator.generate`: each response as soon as it has finished."""
         engine = self._llm.llm_engine
         place: dict[str, int] = {}
         for n, prompt_ids in enumerate(prompt_ids_N):

@@ -41,17 +41,17 @@ def read_demonstrations(path: Path, fast_tokenizer: Any) -> list[Sequence]:
 
     Chat goes through the chat template with a generation prompt, as in the service's chat form; text is
     tokenised as in its text form. EOS comes once: a response that is written with it gets no second one.
-    Raises InvalidRequestError, naming the row.
+    Raises InvalidRequestError, which names the file and the line.
     """
     if fast_tokenizer.eos_token is None:
         raise InvalidRequestError("the base model's tokenizer has no EOS token: no response could end")
     tokenizer, eos = Tokenizer(fast_tokenizer), str(fast_tokenizer.eos_token)
     sequences = []
-    for number, row in enumerate(read_rows(path), 1):
+    for where, row in read_rows(path):
         try:
             sequences.append(_tokenize(row, tokenizer, eos))
         except InvalidRequestError as error:
-            raise InvalidRequestError(f"{path} row {number}: {error.message}") from error
+            raise InvalidRequestError(f"{where}: {error.message}") from error
     return sequences
 
 

@@ -39,7 +39,7 @@ def share_name(share: float) -> str:
     return f"share-{share:.2f}" if share == round(share, 2) else f"share-{share}"
 
 
-def describe(
+def make_manifest(
     settings: SftSettings,
     demonstrations: Demonstrations,
     ordered: Ordered,

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence as ListLike
 from functools import partial
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,13 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import set_seed
 
 from densepath.errors import InvalidRequestError
-from densepath.pair.checkpoint import read_checkpoint
+from densepath.pair.checkpoint import WholeCheckpoint, require_checkpoint
 from densepath.pair.runs import BASE, FINAL, SftRun, read_sft_run
 from densepath.sequences import Sequence
 from densepath.trainer.quiet import quiet_libraries
 from densepath.trainer.sft.data import Ordered, order
 from densepath.trainer.sft.demonstrations import Demonstrations, read_demonstrations, split, to_columns
-from densepath.trainer.sft.directory import SNAPSHOTS, describe, finish, make_directory, share_name
+from densepath.trainer.sft.directory import SNAPSHOTS, finish, make_directory, make_manifest, share_name
 from densepath.trainer.sft.models import load_tokenizer, load_trainable, write_checkpoint
 from densepath.trainer.sft.settings import SftSettings
 from densepath.trainer.sft.snapshots import Snapshots, steps_at
@@ -42,9 +43,10 @@ def fine_tune(settings: SftSettings, say: Console) -> SftRun:
     before anything is written, and where SFT never has a lower validation loss than the base model;
     NonFiniteStepError where a loss is not finite.
     """
-    max_length = _check(settings)
+    base = _check(settings)
+    max_length = settings.max_length or min(base.config.context_length, _LONGEST)
     with quiet_libraries():
-        demonstrations = _read(settings, max_length, say)
+        demonstrations = _read(settings, base.tokenizer.loaded, max_length, say)
         ordered = order(demonstrations.learned, max_length, settings)
         snapshots = _plan(settings, ordered)
         make_directory(settings.run)
@@ -54,12 +56,12 @@ def fine_tune(settings: SftSettings, say: Console) -> SftRun:
         for share, step in steps.items():
             write_checkpoint(settings, snapshots.load(step), settings.run / share_name(share))
         write_checkpoint(settings, snapshots.load(watch.kept), settings.run / FINAL)
-    finish(settings.run, describe(settings, demonstrations, ordered, watch, steps))
+    finish(settings.run, make_manifest(settings, demonstrations, ordered, watch, steps))
     return read_sft_run(settings.run)
 
 
-def _check(settings: SftSettings) -> int:
-    """The longest row in tokens, after a look at all that can be seen to be wrong without work."""
+def _check(settings: SftSettings) -> WholeCheckpoint:
+    """The base model, after a look at all that can be seen to be wrong without work."""
     if settings.run.exists():
         raise InvalidRequestError(
             f"--run {settings.run} exists: name a directory that does not, or remove it"
@@ -69,20 +71,14 @@ def _check(settings: SftSettings) -> int:
             "densepath sft runs in one process on one GPU: start it without a launcher, "
             "and with CUDA_VISIBLE_DEVICES=0 where there are more"
         )
-    problems: list[str] = []
-    checkpoint = read_checkpoint(
-        settings.base, lambda *words: problems.append(": ".join(filter(None, words)))
-    )
-    if problems or checkpoint.config is None:
-        raise InvalidRequestError(f"--base {settings.base}: {'; '.join(problems)}")
-    limit = checkpoint.config.context_length
+    base = require_checkpoint(settings.base, "--base")
+    limit = base.config.context_length
     if settings.max_length is not None and settings.max_length > limit:
         raise InvalidRequestError(f"--max-length {settings.max_length} is over the model's {limit} tokens")
-    return settings.max_length or min(limit, _LONGEST)
+    return base
 
 
-def _read(settings: SftSettings, max_length: int, say: Console) -> Demonstrations:
-    tokenizer = load_tokenizer(settings.base)
+def _read(settings: SftSettings, tokenizer: Any, max_length: int, say: Console) -> Demonstrations:
     learned: ListLike[Sequence] = read_demonstrations(settings.demonstrations, tokenizer)
     held_out: ListLike[Sequence] = []
     if settings.validation is not None:
