@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-#: Student's t at 97.5 %, by degrees of freedom from 1 (any statistics table).
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
+from scipy.stats import t as student_t
 
 
 @dataclass(frozen=True)
@@ -49,5 +44,5 @@ def mean(value_N: Sequence[float]) -> Mean:
         raise ValueError("no seed was measured, so there is no mean")
     if count == 1:
         return Mean(float(value_N[0]), math.nan)
-    t = _T[count - 2] if count - 2 < len(_T) else 1.96 + 2.4 / (count - 1)
-    return Mean(float(np.mean(value_N)), t * float(np.std(value_N, ddof=1)) / math.sqrt(count))
+    quantile = float(student_t.ppf(0.975, count - 1))
+    return Mean(float(np.mean(value_N)), quantile * float(np.std(value_N, ddof=1)) / math.sqrt(count))

@@ -168,12 +168,15 @@ def test_continued_sft_starts_where_sft_stopped() -> None:
 def test_intervals() -> None:
     found = intervals.mean([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found.value == 3
-    assert found.half_width == pytest.approx(1.9629, abs=1e-4)  # 2.776 · sqrt(2.5 / 5)
+    assert found.half_width == pytest.approx(1.96324, abs=1e-5)  # 2.77645 · sqrt(2.5 / 5)
     assert found.points() == "+3.0 [1.0, 5.0]"
     assert found.is_clear
     assert not intervals.mean([-1.0, 2.0]).is_clear
     assert intervals.mean([-0.01, -0.01]).points() == "+0.0 [0.0, 0.0]"
     assert not intervals.mean([1.0]).is_clear  # one seed says nothing
+    # Student's t at 97.5 % with 29 degrees of freedom is 2.0452 (any statistics table).
+    found = intervals.mean([-1.0, 1.0] * 15)
+    assert found.half_width == pytest.approx(2.0452 / 29**0.5, rel=1e-4)
     with pytest.raises(ValueError, match="no seed"):
         intervals.mean([])
 

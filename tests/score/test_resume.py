@@ -15,6 +15,7 @@ import pytest
 
 from densepath.client import Score, Scores
 from densepath.errors import InvalidItemError, ModelVersionMismatchError, OverloadedError
+from densepath.score.records import read_records
 from densepath.score.resume import CHUNK_ITEMS, Counts, ScoreFileError, score_file
 from densepath.wire import unpack_answer
 
@@ -85,7 +86,7 @@ def results(path: Path) -> list[dict[str, Any]]:
 
 
 def partial(target: Path) -> Path:
-    return target.with_name(target.name + ".partial.jsonl")
+    return target.with_name(target.name + ".partial")
 
 
 def check_all(path: Path) -> None:
@@ -94,7 +95,7 @@ def check_all(path: Path) -> None:
     assert [line["id"] for line in lines] == [f"i{n}" for n in range(N)]
     for n, line in enumerate(lines):
         reward_T = np.array(item(n)["response_token_ids"], np.float32) / np.float32(7)
-        assert line["rewards"] == reward_T.tolist()
+        assert np.array(line["rewards"], np.float32).tobytes() == reward_T.tobytes()
         assert line["status"] == "ok"
         assert line["model_version"] == "v1"
 
@@ -109,6 +110,65 @@ def test_jsonl_to_jsonl(source: Path, tmp_path: Path) -> None:
     assert steps == [(0, N), (CHUNK_ITEMS, N), (2 * CHUNK_ITEMS, N), (N, N)]
     assert max(map(len, scorer.chunks)) == CHUNK_ITEMS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+#: From the smallest float32 to the largest, and what rewards look like.
+HARD_T = np.array([-0.0, 1e-45, 1.1754944e-38, 3.4028235e38, 0.1, 1 / 3, -2 / 3, 1e-5, 16777216], np.float32)
+USUAL_T = np.random.default_rng(0).normal(0, 0.3, 20_000).astype(np.float32)
+
+
+def of_array(reward_T: np.ndarray[Any, Any]) -> Callable[[Chunk], Scores]:
+    return lambda items: Scores((Score(0, reward_T=reward_T, sum=0.1, ended=False),), "v1", {})
+
+
+@pytest.mark.parametrize("reward_T", [HARD_T, USUAL_T], ids=["hard", "usual"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".safetensors"])
+def test_every_float32_keeps_its_bits(tmp_path: Path, suffix: str, reward_T: np.ndarray[Any, Any]) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / f"out{suffix}"
+    source.write_text("{}")
+    score_file(source, target, of_array(reward_T), model_version="v1")
+    read = {
+        ".jsonl": lambda: results(target)[0]["rewards"],
+        ".parquet": lambda: pq.read_table(target).to_pylist()[0]["rewards"],
+        ".safetensors": lambda: unpack_answer(target.read_bytes())[0]["rewards"],
+    }
+    assert np.array(read[suffix](), np.float32).tobytes() == reward_T.tobytes()
+
+
+def test_a_float32_is_written_with_no_more_digits_than_it_needs(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("{}")
+    score_file(source, target, of_array(np.array([0.1, 1 / 3, -0.0], np.float32)), model_version="v1")
+    assert '"rewards":[0.1,0.33333334,-0.0]' in target.read_text()
+    target.unlink()
+    score_file(source, target, of_array(USUAL_T), model_version="v1")
+    assert target.stat().st_size < 11.6 * len(USUAL_T)  # one comma among them
+
+
+def test_numbers_are_binary_until_they_are_written(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.safetensors"
+    source.write_text("{}\n" * (CHUNK_ITEMS + 1))
+    one, chunks = Score(0, reward_T=USUAL_T[:1000], sum=0.1, ended=False), 0
+
+    def score(items: Chunk) -> Scores:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 2:
+            raise OverloadedError("full")
+        return Scores((one,) * len(items), "v1", {})
+
+    with pytest.raises(OverloadedError):
+        score_file(source, target, score, model_version="v1")
+    assert partial(target).stat().st_size < 4.5 * 1000 * CHUNK_ITEMS
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".safetensors"])
+def test_a_value_that_is_not_finite_is_no_result(tmp_path: Path, suffix: str) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / f"out{suffix}"
+    source.write_text("{}")
+    with pytest.raises(ValueError, match="not finite"):
+        score_file(source, target, of_array(np.array([np.nan], np.float32)), model_version="v1")
+    assert not target.exists()
 
 
 def test_bad_lines_fail_alone_and_keep_their_places(tmp_path: Path) -> None:
@@ -130,7 +190,7 @@ def test_bad_lines_fail_alone_and_keep_their_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".safetensors"])
-@pytest.mark.parametrize("cut", [b"", b'{"index":', b'{"index": 0}', b"\xff\n", b"[]\n"])
+@pytest.mark.parametrize("cut", [b"", b"\x80", bytes(8), b'{"index": 0}', b"\x03" + bytes(7) + b"{}\n"])
 def test_it_resumes_where_it_stopped(source: Path, tmp_path: Path, suffix: str, cut: bytes) -> None:
     whole, target = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
     score_file(source, whole, Scorer(), model_version="v1")
@@ -150,18 +210,23 @@ def test_it_resumes_where_it_stopped(source: Path, tmp_path: Path, suffix: str, 
     assert not partial(target).exists()
 
 
-def test_a_kill_at_any_byte_loses_at_most_the_cut_line(source: Path, tmp_path: Path) -> None:
+def test_a_kill_at_any_byte_loses_at_most_the_cut_record(source: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     score_file(source, whole, Scorer(), model_version="v1")
     with pytest.raises(OverloadedError):
         score_file(source, target, Scorer(dies_at=1), model_version="v1")
-    kept = partial(target).read_bytes()
+    kept, ends = partial(target).read_bytes(), []
+    with partial(target).open("rb") as file:
+        for _ in read_records(file):
+            ends.append(file.tell())
+    assert len(ends) == 1 + CHUNK_ITEMS
+    assert ends[-1] == len(kept)
     for length in [*range(0, 600, 23), *range(600, len(kept), 9001)]:
         partial(target).write_bytes(kept[:length])
         again = Scorer()
         score_file(source, target, again, model_version="v1")
         assert target.read_bytes() == whole.read_bytes()
-        assert len(again.seen) == N - max(kept[:length].count(b"\n") - 1, 0)
+        assert len(again.seen) == N - max(sum(end <= length for end in ends) - 1, 0)
         target.unlink()
 
 

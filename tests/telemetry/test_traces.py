@@ -1,4 +1,4 @@
-"""Traces at a real OTLP collector, with a collector that is away, and off: then nothing of them is loaded."""
+"""Traces at a real OTLP collector, with a collector that is away, and off: then no SDK is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from densepath.engine.fake import FakeScorer
 from densepath.errors import InvalidRequestError
 from densepath.pair.pair import Pair
 from densepath.telemetry.logs import configure_logs
-from densepath.telemetry.otlp import CLOSE_SECONDS, CollectedTraces
+from densepath.telemetry.otlp import CLOSE_SECONDS, Collected
 from densepath.telemetry.traces import VARIABLES, Traces, open_traces
 from live import free_port, start, stop, wait_ready
 from telemetry.collector import Collector, collecting, names, plain
@@ -191,7 +191,8 @@ def test_what_fits_no_route_and_probes(pair: Pair, monkeypatch: pytest.MonkeyPat
 def test_a_collector_that_never_answers_holds_nothing_up(pair: Pair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
-        service = make_service(pair, traces=CollectedTraces(OTLPSpanExporter(url, timeout=60)))
+        collected = Collected(OTLPSpanExporter(url, timeout=60))
+        service = make_service(pair, traces=Traces(collected.tracer, collected.close))
         with running(service) as served:
             assert served.score(GOOD).status_code == 200
         began = time.monotonic()
@@ -232,7 +233,7 @@ def test_a_collector_that_is_away_is_one_line(pair_dirs: tuple[Path, Path], tmp_
 
 
 @pytest.mark.parametrize(
-    "missing", ["opentelemetry", "opentelemetry.exporter.otlp.proto.http.trace_exporter"]
+    "missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"]
 )
 def test_traces_that_are_asked_for_and_not_installed_are_an_error(
     missing: str, monkeypatch: pytest.MonkeyPatch
@@ -259,10 +260,7 @@ def finish_python(code: str, **env: str) -> str:
     return done.stdout
 
 
-def test_without_a_collector_nothing_of_them_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # empty is unset, as OpenTelemetry has it
-    assert type(open_traces()) is Traces
+def test_without_a_collector_no_exporter_and_no_sdk_is_loaded() -> None:
     serving = """
 import sys
 import densepath.engine.fake, densepath.commands.serve
@@ -270,9 +268,20 @@ from densepath.api.app import create_app
 from densepath.api.server import serve
 from densepath.telemetry.traces import open_traces
 open_traces()
-print([name for name in sys.modules if name.startswith("opentelemetry")])
+print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))])
 """
-    assert finish_python(serving).strip() == "[]"
+    assert finish_python(serving, **dict.fromkeys(VARIABLES, "")).strip() == "[]"  # empty is unset
+
+
+def test_traces_that_are_off_put_no_trace_into_the_log(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs()
+    with running(make_service(pair)) as served:
+        header = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        assert served.client.post("/v1/rewards", json={"items": [GOOD]}, headers=header).status_code == 200
+    [line] = [line for line in capsys.readouterr().err.splitlines() if '"request"' in line]
+    assert "trace_id" not in json.loads(line)
 
 
 def test_vllm_s_own_tracing_stays_off() -> None:

@@ -15,10 +15,10 @@ import numpy as np
 
 from densepath.errors import InvalidItemError, InvalidRequestError
 from densepath.jsonl import parse_object, read_lines
+from densepath.score.records import Result
 from densepath.wire import pack_answer
 
 Item = dict[str, Any]
-Result = dict[str, Any]
 
 _ROWS = 1024
 _SAFETENSORS_METADATA_BYTES = 90_000_000  # the format's header ends at 100 MB
@@ -45,22 +45,24 @@ def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
         yield from (_item(line, source, number) for number, line in read_lines(source))
 
 
-def write_jsonl(results: Iterable[bytes], target: BinaryIO) -> None:
-    """The lines as they are."""
-    target.writelines(results)
+def write_jsonl(results: Iterable[Result], target: BinaryIO) -> None:
+    """One line per result. A float32 is written with the fewest digits that give the same float32 back."""
+    for result in results:
+        fields = (f"{json.dumps(name)}:{_json(value)}" for name, value in result.items())
+        target.write(f"{{{','.join(fields)}}}\n".encode())
 
 
-def write_parquet(results: Iterable[bytes], target: BinaryIO) -> None:
-    """A row a result; a field that a result does not have is null."""
+def write_parquet(results: Iterable[Result], target: BinaryIO) -> None:
+    """One row per result; a field that a result does not have is null."""
     arrow = _arrow()
     schema = _schema(arrow)
-    rows = (json.loads(line) for line in results)
+    rows = iter(results)
     with arrow.parquet.ParquetWriter(target, schema) as writer:
         while chunk := list(islice(rows, _ROWS)):
             writer.write_table(arrow.Table.from_pylist(chunk, schema=schema))
 
 
-def write_safetensors(results: Iterable[bytes], target: BinaryIO) -> None:
+def write_safetensors(results: Iterable[Result], target: BinaryIO) -> None:
     """As the service's safetensors answer: `rewards` and `offsets`, the rest of the results as metadata.
 
     Raises:
@@ -69,20 +71,19 @@ def write_safetensors(results: Iterable[bytes], target: BinaryIO) -> None:
     items: list[Result] = []
     parts: dict[str, list[Any]] = {name: [] for name in _FLOATS}
     lengths = [0]
-    for line in results:
-        item = json.loads(line)
-        lengths.append(len(item.get("rewards", ())))
+    for result in results:
+        lengths.append(len(result.get("rewards", ())))
         for name in _FLOATS:
-            if name in item:
-                parts[name].append(np.array(item.pop(name), np.float32))
-        items.append(item)
+            if name in result:
+                parts[name].append(result[name])
+        items.append({name: value for name, value in result.items() if name not in _FLOATS})
     arrays = {name: np.concatenate(part) for name, part in parts.items() if part}
     arrays.setdefault("rewards", np.zeros(0, np.float32))
     arrays["offsets"] = np.cumsum(lengths, dtype=np.int64)
     target.write(pack_answer(arrays, _metadata(items)))
 
 
-WRITERS: dict[str, Callable[[Iterable[bytes], BinaryIO], None]] = {
+WRITERS: dict[str, Callable[[Iterable[Result], BinaryIO], None]] = {
     ".jsonl": write_jsonl,
     ".parquet": write_parquet,
     ".safetensors": write_safetensors,
@@ -114,6 +115,12 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [without_nulls(inner) for inner in value]
     return value
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"[{','.join(map(str, value))}]"  # a float32's digits; `tolist` would give those of a float64
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def _metadata(items: list[Result]) -> dict[str, object]:

@@ -1,20 +1,21 @@
 """What `densepath score` does: a file of items in, a file of scores out, resumed where it stopped.
 
 The items are read in chunks, so the input may be larger than memory. Each result goes at once to
-`OUT.partial.jsonl`, whose first line says what it belongs to. After a crash the same call goes on behind the
-last whole line; at the end the results become OUT, and the partial file is removed.
+`OUT.partial`, whose first record says what it belongs to. After a crash the same call continues behind the
+last whole record; at the end the results become OUT, and the partial file is removed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+import numpy as np
 
 from densepath.client.answers import renumbered
 from densepath.client.results import Score, Scores
@@ -22,12 +23,12 @@ from densepath.errors import InvalidItemError, ModelVersionMismatchError
 from densepath.score.formats import (
     WRITERS,
     Item,
-    Result,
     ScoreFileError,
     check_formats,
     count_items,
     read_items,
 )
+from densepath.score.records import Result, append_record, read_records
 
 __all__ = ["CHUNK_ITEMS", "Counts", "ScoreFileError", "score_file"]
 
@@ -92,7 +93,7 @@ def score_file(
     check_formats(source, target)
     if target.exists():
         raise ScoreFileError(f"{target} exists: remove it, or name another output")
-    partial = target.with_name(f"{target.name}.partial.jsonl")
+    partial = target.with_name(f"{target.name}.partial")
     total = count_items(source)
     with partial.open("a+b") as results:
         counts = _resume(results, partial, _belonging(source, model_version, include, gamma))
@@ -101,7 +102,7 @@ def score_file(
         items = islice(enumerate(read_items(source)), done, None)
         while chunk := list(islice(items, CHUNK_ITEMS)):
             for score in _scores(chunk, score_chunk, model_version):
-                _append(results, _result(score, model_version))
+                append_record(results, _result(score, model_version))
                 on_score(score)
                 counts = counts.plus(failed=score.error is not None)
             done += len(chunk)
@@ -122,16 +123,17 @@ def _belonging(source: Path, model_version: str, include: Sequence[str], gamma: 
 
 
 def _resume(results: BinaryIO, partial: Path, belonging: dict[str, object]) -> Counts:
-    """Count the results that are there, and cut off the line that a kill left unfinished.
+    """Count the results that are there, and cut off the record that a kill left unfinished.
 
     Raises:
         ScoreFileError: they belong to something else.
     """
     results.seek(0)
-    first = _whole(results.readline())
-    if first is None:  # new, or killed before the first line was whole
+    records = read_records(results)
+    first = next(records, None)
+    if first is None:  # new, or killed before the first record was whole
         results.truncate(0)
-        _append(results, belonging)
+        append_record(results, belonging)
         return Counts()
     other = [name for name, value in belonging.items() if first.get(name) != value]
     if other:
@@ -139,25 +141,10 @@ def _resume(results: BinaryIO, partial: Path, belonging: dict[str, object]) -> C
             f"{partial} is of another {' and '.join(other)}: remove it to score from the start"
         )
     counts, end = Counts(), results.tell()
-    while (result := _whole(results.readline())) is not None:
+    for result in records:
         counts, end = counts.plus(failed=result.get("status") != "ok"), results.tell()
     results.truncate(end)
     return counts
-
-
-def _whole(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _append(results: BinaryIO, line: dict[str, object]) -> None:
-    results.write(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
-    results.flush()
 
 
 def _scores(
@@ -186,7 +173,7 @@ def _result(score: Score, model_version: str) -> Result:
     for name, attribute in _ARRAYS.items():
         array = getattr(score, attribute)
         if array is not None:
-            result[name] = array.tolist()
+            result[name] = array if array.dtype == np.float32 else array.tolist()
     if score.tokens is not None:
         result["tokens"] = list(score.tokens)
     return result | {"sum": score.sum, "ended": score.ended, "model_version": model_version}
@@ -197,8 +184,9 @@ def _finish(partial: Path, target: Path) -> None:
     unfinished = target.with_name(f"{target.name}.tmp")
     try:
         with partial.open("rb") as results, unfinished.open("wb") as file:
-            results.readline()
-            WRITERS[target.suffix](results, file)
+            records = read_records(results)
+            next(records)  # it says what the results belong to
+            WRITERS[target.suffix](records, file)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(target)

@@ -1,4 +1,4 @@
-"""A span for each request and each of its stages where a collector is named; elsewhere an empty call.
+"""A span for each request and each of its stages: sent where a collector is named, elsewhere nowhere.
 
 OpenTelemetry's own variables switch it on and say everything else: there is no option of ours. A span holds
 routes, counts and codes, and never what a client sent.
@@ -6,53 +6,112 @@ routes, counts and codes, and never what a client sent.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
-from densepath.errors import InvalidRequestError
+from opentelemetry import context, trace
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from structlog.contextvars import bound_contextvars
+
+from densepath.errors import DensepathError, InvalidRequestError
 
 #: Either one switches traces on; the second is of traces alone and holds the whole URL.
 VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class Span:
-    """A span that is nowhere written down."""
+    """A span of OpenTelemetry, current and open inside its `with` block."""
+
+    def __init__(self, span: trace.Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> Span:
+        self._token = context.attach(trace.set_span_in_context(self._span))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._failed(error)
+        context.detach(self._token)
+        self._span.end()
 
     def count(self, **numbers: int) -> None:
         """Say how many of what the stage had: items, tokens, bytes."""
+        self._span.set_attributes({f"densepath.{what}": number for what, number in numbers.items()})
 
     def answered(
         self, *, method: str, route: str | None, status: int, request_id: str, code: str | None
     ) -> None:
         """Say how the request ended: `code` is the error's, `route` a template and None where none fits."""
+        self._span.update_name(f"{method} {route}" if route else method)
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.response.status_code": status,
+            "densepath.request_id": request_id,
+        }
+        if route:
+            attributes["http.route"] = route
+        if code:
+            attributes["error.type"] = code
+        self._span.set_attributes(attributes)
+        if status >= 500:
+            self._span.set_status(StatusCode.ERROR)
 
-    def __enter__(self) -> Span:
-        return self
+    def _failed(self, error: BaseException) -> None:
+        """The error's code or class, and never its message."""
+        match error:
+            case DensepathError():
+                kind, ours = error.code, error.status >= 500
+            case asyncio.CancelledError():
+                kind, ours = "cancelled", False
+            case _:
+                kind, ours = type(error).__name__, True
+        self._span.set_attribute("error.type", kind)
+        if ours:
+            self._span.set_status(StatusCode.ERROR)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
-
-NO_SPAN = Span()
+#: In place of a request's span where there shall be none.
+NO_SPAN = nullcontext(Span(trace.INVALID_SPAN))
 
 
 class Traces:
-    """Traces that are off."""
+    """The traces of one service: with a tracer they are on, without one they are off.
 
-    def request(self, headers: Mapping[str, str]) -> AbstractContextManager[Span]:
-        """The span of a whole request; it goes on with the trace that its `traceparent` names."""
-        return NO_SPAN
+    `close` sends what is left, for a bounded time.
+    """
 
-    def stage(self, name: str) -> AbstractContextManager[Span]:
+    def __init__(self, tracer: trace.Tracer | None = None, close: Callable[[], None] = lambda: None) -> None:
+        self._tracer = tracer or trace.NoOpTracer()
+        # Without a tracer a request continues no trace, so its log lines name none.
+        self._propagator = TraceContextTextMapPropagator() if tracer else CompositePropagator([])
+        self.close = close
+
+    @contextmanager
+    def request(self, headers: Mapping[str, str]) -> Iterator[Span]:
+        """The span of a whole request, in the trace that its `traceparent` names.
+
+        Every log line meanwhile has the trace's id.
+        """
+        # `tracestate` is left out: it is free text of the client's.
+        parent = self._propagator.extract({"traceparent": headers.get("traceparent", "")})
+        span = self._tracer.start_span("request", parent, SpanKind.SERVER)
+        identity = span.get_span_context()
+        trace_id = trace.format_trace_id(identity.trace_id)
+        in_lines = bound_contextvars(trace_id=trace_id) if identity.is_valid else nullcontext()
+        with in_lines, Span(span) as current:
+            yield current
+
+    def stage(self, name: str) -> Span:
         """The span of a part of the request that is being answered."""
-        return NO_SPAN
-
-    def close(self) -> None:
-        """Send what is left, for a bounded time."""
+        return Span(self._tracer.start_span(name))
 
 
 def open_traces() -> Traces:
@@ -64,13 +123,14 @@ def open_traces() -> Traces:
     if not named:
         return Traces()
     try:
-        from densepath.telemetry.otlp import CollectedTraces
+        from densepath.telemetry.otlp import Collected
     except ModuleNotFoundError as error:
         raise InvalidRequestError(
             f"{named[0]} asks for traces, which need the package {error.name}: install densepath[otel], or "
             "unset the variable"
         ) from error
     try:
-        return CollectedTraces.to_collector()
+        collected = Collected.by_environment()
     except ValueError as error:
         raise InvalidRequestError(f"OpenTelemetry refuses a variable of its own: {error}") from error
+    return Traces(collected.tracer, collected.close)
