@@ -6,6 +6,7 @@ alone.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -63,6 +64,7 @@ def examine(name: str, context: Any) -> Outcome:
 
 def _examine_here(name: str, sender: Connection) -> None:
     os.setsid()  # what it starts ends with it
+    gc.freeze()  # vLLM collects garbage often, and each time would copy all that the parent has loaded
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from architectures.engine import judge
 

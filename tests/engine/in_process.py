@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from functools import cache
 from typing import Any
 
 from densepath.engine.scorer import Scored, View
 from densepath.errors import EngineUnavailableError
 from densepath.sequences import Sequence
+
+
+@cache
+def offline_vllm() -> Any:
+    """`OfflineVllm`; what its import loads is kept from the collections of garbage that each start makes."""
+    from densepath.engine.vllm.engine import OfflineVllm
+
+    gc.collect()
+    gc.freeze()
+    return OfflineVllm
 
 
 class InProcessScorer:
@@ -21,9 +33,7 @@ class InProcessScorer:
         self._waiting: list[tuple[Sequence, bool, asyncio.Future[Scored]]] = []
 
     async def start(self) -> None:
-        from densepath.engine.vllm.engine import OfflineVllm
-
-        self._engine = OfflineVllm(self._arguments)
+        self._engine = offline_vllm()(self._arguments)
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
