@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from functools import cache
 from typing import Any
 
 from densepath.engine.scorer import Scored, View
@@ -12,14 +11,12 @@ from densepath.errors import EngineUnavailableError
 from densepath.sequences import Sequence
 
 
-@cache
-def offline_vllm() -> Any:
-    """`OfflineVllm`; what its import loads is kept from the collections of garbage that each start makes."""
+def start_offline(arguments: dict[str, Any]) -> Any:
+    """An `OfflineVllm`; what is loaded is kept from the garbage collections that vLLM makes at its start."""
     from densepath.engine.vllm.engine import OfflineVllm
 
-    gc.collect()
-    gc.freeze()
-    return OfflineVllm
+    gc.freeze()  # until the engine ends
+    return OfflineVllm(arguments)
 
 
 class InProcessScorer:
@@ -33,7 +30,7 @@ class InProcessScorer:
         self._waiting: list[tuple[Sequence, bool, asyncio.Future[Scored]]] = []
 
     async def start(self) -> None:
-        self._engine = offline_vllm()(self._arguments)
+        self._engine = start_offline(self._arguments)
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
