@@ -22,9 +22,10 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 #: Which of the processes of `make test` this is; "" where one process runs all tests.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER:
-    # Each engine would bind its threads to the same core, and torch would start a thread for each core.
+    # Each engine would bind its threads to the same cores, and torch would start a thread for each core.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    share = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 # A test waits for a condition, never for a time.
 settings.register_profile("densepath", deadline=None)
 settings.load_profile("densepath")
