@@ -31,7 +31,7 @@ check: setup ## format, lint, types, import contracts, scripts, containers, mani
 	@scripts/checkov
 
 test: setup ## run the tests; those of the playground and of the alerts need test-tools
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-tools: ## install Chromium and Prometheus for the tests, by apt, where they are missing
 	@scripts/test-tools

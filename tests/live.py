@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -35,13 +36,21 @@ class Service:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    cache: Path
+
+
+#: Below those that Linux gives to connections, and in each process of `make test` others.
+_ports = list(range(10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), 32_768, 16))
+random.SystemRandom().shuffle(_ports)
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that no other test is given."""
+    while True:
+        port = _ports.pop()
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def start(

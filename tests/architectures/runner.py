@@ -6,8 +6,10 @@ alone.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,8 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from architectures.outcomes import Outcome
 
@@ -31,6 +35,10 @@ def start_all(names: Iterable[str]) -> Iterator[dict[str, Future[Outcome]]]:
     """Examine all of them, as many at once as there are cores; what has not begun at the end is left."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11.7 looks for what is to be preloaded there alone, and goes on where it finds nothing.
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         yield {name: pool.submit(examine, name, context) for name in names}
@@ -62,7 +70,9 @@ def examine(name: str, context: Any) -> Outcome:
 
 
 def _examine_here(name: str, sender: Connection) -> None:
+    assert set(PRELOADED) <= sys.modules.keys()
     os.setsid()  # what it starts ends with it
+    gc.freeze()  # vLLM collects garbage often, and each time would copy all that the parent has loaded
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from architectures.engine import judge
 

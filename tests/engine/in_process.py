@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 from densepath.engine.scorer import Scored, View
 from densepath.errors import EngineUnavailableError
 from densepath.sequences import Sequence
+
+
+def start_offline(arguments: dict[str, Any]) -> Any:
+    """An `OfflineVllm`; what is loaded is kept from the garbage collections that vLLM makes at its start."""
+    from densepath.engine.vllm.engine import OfflineVllm
+
+    gc.freeze()  # until the engine ends
+    return OfflineVllm(arguments)
 
 
 class InProcessScorer:
@@ -21,9 +30,7 @@ class InProcessScorer:
         self._waiting: list[tuple[Sequence, bool, asyncio.Future[Scored]]] = []
 
     async def start(self) -> None:
-        from densepath.engine.vllm.engine import OfflineVllm
-
-        self._engine = OfflineVllm(self._arguments)
+        self._engine = start_offline(self._arguments)
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()

@@ -18,6 +18,8 @@ from densepath.engine.vllm.arguments import engine_arguments
 from densepath.pair.pair import load_pair
 from densepath.sequences import Sequence, from_mask, from_response
 
+from .in_process import start_offline
+
 pytestmark = pytest.mark.engine
 
 TOLERANCE = 2e-5  # fp32 weights, natural logarithm
@@ -85,9 +87,7 @@ def tiny_arguments(sft: Path, reference: Path, **options: Any) -> dict[str, Any]
 
 @contextmanager
 def offline(sft: Path, reference: Path, **overrides: Any) -> Iterator[Any]:
-    from densepath.engine.vllm.engine import OfflineVllm
-
-    engine = OfflineVllm(tiny_arguments(sft, reference) | overrides)
+    engine = start_offline(tiny_arguments(sft, reference) | overrides)
     try:
         yield engine
     finally:

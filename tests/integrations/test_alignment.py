@@ -30,7 +30,7 @@ from densepath.pair.pair import Pair
 
 __all__ = ["pair"]
 
-RECIPE = Path(__file__).parents[1] / "docs/integrations/masks.md"
+RECIPE = Path(__file__).parents[2] / "docs/integrations/masks.md"
 IDS, MASK = [1, 7, 8, 9, 10], [0, 0, 1, 0, 1]
 
 
