@@ -1,4 +1,4 @@
-"""The commands: parse, call, print; nothing else."""
+"""The commands: they read their options, call the function that does the work, and print."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ say = Console(stderr=True, highlight=False)
 
 @app.callback(invoke_without_command=True)
 def densepath_command(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Dense rewards from two checkpoints of one SFT run."""
     if version:
@@ -41,11 +41,11 @@ def densepath_command(
 @app.command(context_settings=ENVIRONMENT)
 @takes(ServeSettings)
 def serve(settings: ServeSettings) -> None:
-    """Serve a pair: POST /v1/rewards answers one reward for every token.
+    """Serve a pair: POST /v1/rewards answers with one reward for every token.
 
-    Give --sft and --reference, or --pair with a run of `densepath sft`, or --demo. Every option is also
-    DENSEPATH_… in the environment and a key of the --config file; flags win over the environment, which wins
-    over the file.
+    Give --sft and --reference, or --pair with a run of `densepath sft`, or --demo. You can also set every
+    option by a variable DENSEPATH_… in the environment, or by a key in the --config file. A flag wins over
+    the environment, which wins over the file.
     """
     from densepath.commands.serve import serve_pair
 
@@ -87,11 +87,11 @@ def score(settings: ScoreSettings) -> None:
 @app.command(context_settings=ENVIRONMENT)
 @takes(TrainSettings)
 def train(settings: TrainSettings) -> None:
-    """Improve the SFT policy by Dense-Path REINFORCE, with the rewards that a service answers.
+    """Improve the SFT policy by Dense-Path REINFORCE, with the rewards of a running service.
 
-    Every option is also DENSEPATH_… in the environment and a key of the --config file. Killed at any moment,
-    the same command goes on from the last checkpoint. On several GPUs: torchrun --nproc-per-node N
-    -m -- densepath train …
+    You can kill a run at any time: the same command resumes it from the last checkpoint and ends with the
+    same weights. You can also set every option by a variable DENSEPATH_… in the environment, or by a key in
+    the --config file. On several GPUs: torchrun --nproc-per-node N -m -- densepath train …
     """
     from densepath.trainer.reinforce.run import train as run
 
@@ -102,10 +102,10 @@ def train(settings: TrainSettings) -> None:
 @app.command(context_settings=ENVIRONMENT)
 @takes(ProbeSettings)
 def probe(settings: ProbeSettings) -> None:
-    """Say which reference promises a gain on plain SFT, before anything is trained.
+    """Estimate which reference promises a gain over plain SFT, before anything is trained.
 
-    Decodes from p_sft (p_sft / p_ref)^alpha, greedily and by sampling, for every alpha and reference: give
-    --pair RUN, or --sft and --reference.
+    For every alpha and every reference, it decodes from p_sft (p_sft / p_reference)^alpha, greedily and by
+    sampling. Give --pair RUN, or --sft and --reference.
     """
     from densepath.trainer.evaluate.probe import run_probe
 
@@ -115,9 +115,10 @@ def probe(settings: ProbeSettings) -> None:
 @app.command("eval", context_settings=ENVIRONMENT)
 @takes(EvalSettings)
 def evaluate(settings: EvalSettings) -> None:
-    """Compare checkpoints on held-out prompts: greedy and sampled, with intervals, paired with the first.
+    """Compare checkpoints on held-out prompts, by greedy and by sampled responses, with 95 % intervals.
 
-    A response is right where it ends and is exactly its prompt's answer, or where the --checker says so.
+    Differences are to the first checkpoint, on the same prompts. A response is right if it ends and is
+    exactly the answer of its prompt, or if the --checker accepts it.
     """
     from densepath.trainer.evaluate.run import run_evaluation
 
@@ -127,14 +128,14 @@ def evaluate(settings: EvalSettings) -> None:
 @app.command(context_settings=ENVIRONMENT)
 @takes(SftSettings)
 def sft(settings: SftSettings) -> None:
-    """Fine-tune a model on demonstrations, and save the checkpoints that a reward's reference may be.
+    """Fine-tune a model on demonstrations, and save the checkpoints that can be a reference.
 
     A demonstration is {"messages": […], "response": "…"}, {"prompt": "…", "response": "…"}, or messages that
-    end with the assistant's. Learned are the response's tokens and the EOS token after it.
+    end with one of the assistant. The model learns the tokens of the response and the EOS token after it.
 
-    The run has base/ (the model before SFT), share-0.50/ (after half of the samples), final/ and a manifest
-    that says how each was made; `densepath serve --pair RUN` serves it. Every option is also DENSEPATH_… in
-    the environment and a key of the --config file.
+    The run directory has base/ (the model before SFT), share-0.50/ (after half of the samples), final/, and
+    a manifest that describes how each was made. `densepath serve --pair RUN` serves it. You can also set
+    every option by a variable DENSEPATH_… in the environment, or by a key in the --config file.
     """
     from densepath.trainer.sft.directory import show_run
     from densepath.trainer.sft.run import fine_tune
@@ -145,13 +146,14 @@ def sft(settings: SftSettings) -> None:
 @app.command()
 def demo(
     directory: Annotated[
-        Path, typer.Option(help="Where it goes, some 20 MB; what is there already is not made again.")
+        Path,
+        typer.Option(help="Directory for the results, about 20 MB. What is there already is not made again."),
     ] = Path("densepath-demo"),
 ) -> None:
-    """Run the paper's whole method on two CPU cores, without a download, in some minutes.
+    """Run the paper's whole method on two CPU cores in a few minutes, without a download.
 
-    Base model, SFT, the pair's service, Dense-Path REINFORCE with its rewards, and an honest table of what
-    that gained. Each step is a densepath command, which is shown.
+    It makes a base model, fine-tunes it, serves the pair, trains by Dense-Path REINFORCE with its rewards,
+    and prints a table of what was gained or lost. Each step is a densepath command, which is printed.
     """
     from densepath.demo.method import run_demo
 
@@ -162,10 +164,10 @@ def demo(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run of `densepath train`.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Directory for the page; default: RUN.")
+        Path | None, typer.Option("-o", "--output", help="Directory for the page. Default: RUN.")
     ] = None,
 ) -> None:
-    """Make one self-contained page of a run, report.html, and PNGs of its charts in report/."""
+    """Make a self-contained page about a run, report.html, and its charts as PNG files in report/."""
     from densepath.trainer.report.page import write_report
 
     print(write_report(run, output))

@@ -313,7 +313,10 @@ def takes(settings: type[Settings]) -> Callable[[Callable[[Settings], None]], Ca
             )
             for f in fields(settings)
         ]
-        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        # Paragraphs without their line breaks: the terminal's width decides where a line ends.
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        command.__name__ = function.__name__
+        command.__doc__ = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
         command.__annotations__ = hints
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command

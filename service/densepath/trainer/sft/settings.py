@@ -1,4 +1,4 @@
-"""Every setting of `densepath sft`, once."""
+"""The settings of `densepath sft`. Each is declared once."""
 
 from __future__ import annotations
 
@@ -11,66 +11,89 @@ import typer
 from densepath.config import CONFIG_FILE
 from densepath.errors import InvalidRequestError
 
-_ROWS = ".jsonl, .parquet or a `datasets` directory"
+_ROWS = "a .jsonl file, a .parquet file or a `datasets` directory"
 
 
 @dataclass(frozen=True)
 class SftSettings:
-    """What `densepath sft` is told. Raises InvalidRequestError for settings that contradict each other."""
+    """The settings of `densepath sft`. Raises InvalidRequestError where they contradict each other."""
 
     base: Annotated[Path, typer.Option(help="Directory of the model to fine-tune, with its tokenizer.")]
-    demonstrations: Annotated[Path, typer.Option(help=f"What it learns from: {_ROWS}.")]
-    run: Annotated[Path, typer.Option(help="Directory to make: the checkpoints and their manifest.")]
+    demonstrations: Annotated[Path, typer.Option(help=f"Demonstrations to learn from: {_ROWS}.")]
+    run: Annotated[Path, typer.Option(help="Directory to create, for the checkpoints and their manifest.")]
     checkpoint_at: Annotated[
         list[float],
         typer.Option(
-            help="Also save a checkpoint at this share of the samples. May be repeated.", min=0.0, max=1.0
+            help="Also save a checkpoint after this share of the samples. May be given repeatedly.",
+            min=0.0,
+            max=1.0,
         ),
     ] = field(default_factory=lambda: [0.5])
     epochs: Annotated[float, typer.Option(help="Passes over the demonstrations.", min=0.0)] = 1.0
-    max_steps: Annotated[int | None, typer.Option(help="Updates, instead of --epochs.", min=1)] = None
+    max_steps: Annotated[int | None, typer.Option(help="Number of updates, instead of --epochs.", min=1)] = (
+        None
+    )
     batch_size: Annotated[
-        int, typer.Option(help="Demonstrations in an update; with --packing, packs.", min=1)
+        int, typer.Option(help="Demonstrations per update. With --packing: packs per update.", min=1)
     ] = 64
     accumulation: Annotated[
-        int, typer.Option(help="Parts in which a batch is computed, for less memory; they divide it.", min=1)
+        int,
+        typer.Option(
+            help="Compute each batch in this many parts, which needs less memory. It must divide "
+            "--batch-size.",
+            min=1,
+        ),
     ] = 1
     learning_rate: Annotated[
-        float, typer.Option(help="AdamW's; constant after the warm-up, so that no end needs to be known.")
+        float,
+        typer.Option(
+            help="Learning rate of AdamW. It is constant after the warm-up, so the length of the run need "
+            "not be known."
+        ),
     ] = 2e-5
-    warmup_steps: Annotated[int, typer.Option(help="Updates in which it rises from 0.", min=0)] = 0
+    warmup_steps: Annotated[
+        int, typer.Option(help="Updates during which the learning rate rises from 0.", min=0)
+    ] = 0
     max_length: Annotated[
         int | None,
         typer.Option(
-            help="Tokens in a demonstration, or a pack; longer ones are left out, for one without its end "
-            "teaches no end. Default: the model's context length, 2048 at most.",
+            help="Most tokens in a demonstration, or in a pack. Longer demonstrations are left out, "
+            "because one "
+            "that is cut does not teach the model to end. Default: the model's context length, at most 2048.",
             min=2,
         ),
     ] = None
     packing: Annotated[
-        bool, typer.Option("--packing", help="Several demonstrations in one row; none attends to another.")
+        bool,
+        typer.Option("--packing", help="Put several demonstrations into one row. None attends to another."),
     ] = False
     lora_rank: Annotated[
-        int | None, typer.Option(help="Train LoRA adapters of this rank; checkpoints are merged.", min=1)
+        int | None,
+        typer.Option(help="Train LoRA adapters of this rank. They are merged into the checkpoints.", min=1),
     ] = None
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; what is trained stays fp32.")] = (
-        False
-    )
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute in bfloat16. The trained parameters stay in fp32.")
+    ] = False
     validation: Annotated[
-        Path | None, typer.Option(help=f"Demonstrations that are not learned: {_ROWS}.")
+        Path | None,
+        typer.Option(help=f"Demonstrations for the validation loss, which are not learned: {_ROWS}."),
     ] = None
     validation_share: Annotated[
         float | None,
-        typer.Option(help="Instead: hold out this share of the demonstrations.", min=0.01, max=0.9),
+        typer.Option(
+            help="Instead of --validation: hold out this share of the demonstrations.", min=0.01, max=0.9
+        ),
     ] = None
     validate_every: Annotated[int, typer.Option(help="Updates between two validations.", min=1)] = 50
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Stop after so many validations without a new minimum, and keep the minimum.", min=1
+            help="Stop after this many validations without a new lowest loss, and keep the model with the "
+            "lowest.",
+            min=1,
         ),
     ] = None
-    seed: Annotated[int, typer.Option(help="Of the order, the split and the adapters.", min=0)] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the order, the split and the adapters.", min=0)] = 0
     config: CONFIG_FILE = None
 
     def __post_init__(self) -> None:
@@ -92,15 +115,15 @@ class SftSettings:
 
     @property
     def micro_batch_size(self) -> int:
-        """Rows in one forward-backward."""
+        """Rows in one forward-backward pass."""
         return self.batch_size // self.accumulation
 
     @property
     def shares(self) -> list[float]:
-        """The shares strictly between the base model's, 0, and the final checkpoint's, 1; ascending."""
+        """The shares strictly between 0 (the base model) and 1 (the final checkpoint), in ascending order."""
         return sorted({share for share in self.checkpoint_at if 0 < share < 1})
 
     def described(self) -> dict[str, Any]:
-        """As JSON, for the manifest: of a path its last component, which names it on any machine."""
+        """The settings as JSON, for the manifest. A path is reduced to its last component."""
         settings = {name: value for name, value in asdict(self).items() if name not in {"run", "config"}}
         return {name: v.name if isinstance(v, Path) else v for name, v in settings.items()}
