@@ -41,7 +41,7 @@ from typing import ClassVar, TypedDict
 
 
 class ErrorDetail(TypedDict):
-    """The inside of an error answer, in OpenAI's shape."""
+    """The object inside an error answer, in OpenAI's shape."""
 
     message: str
     type: str
@@ -63,7 +63,7 @@ class DensepathError(Exception):
         self.retry_after = retry_after  # whole seconds
 
     def detail(self) -> ErrorDetail:
-        """What stands under `error` in the answer."""
+        """The value of `error` in the answer."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
@@ -86,7 +86,7 @@ class BodyTooLargeError(InvalidRequestError):
 
 
 class UnsupportedMediaTypeError(InvalidRequestError):
-    """Another content type, or any content encoding."""
+    """The content type is not supported, or the body has a content encoding."""
 
     code, status = "unsupported_media_type", 415
 
@@ -104,79 +104,79 @@ class ContextLengthExceededError(InvalidRequestError):
 
 
 class InvalidPairError(InvalidRequestError):
-    """Two directories that are not a pair; the reason in words."""
+    """Two directories that are not a pair. The message has every reason."""
 
     code = "invalid_pair"
 
 
 class AccessError(DensepathError, PermissionError):
-    """The caller may not do this."""
+    """The caller has no permission for this."""
 
     type = "authentication_error"
 
 
 class InvalidApiKeyError(AccessError):
-    """Keys are set, and none or a wrong one was sent."""
+    """The service has API keys, and the request has none or a wrong one."""
 
     code, status = "invalid_api_key", 401
 
 
 class AdminKeyRequiredError(AccessError):
-    """An /admin route with an ordinary key, or where no admin key is set."""
+    """An /admin route was called with an ordinary key, or the service has no admin key."""
 
     code, status = "admin_key_required", 403
 
 
 class NotFoundError(DensepathError, LookupError):
-    """No such thing."""
+    """What was asked for does not exist."""
 
     type = "not_found_error"
 
 
 class ModelNotFoundError(NotFoundError):
-    """Another model name than the served one."""
+    """The request names a model that is not served."""
 
     code, status = "model_not_found", 404
 
 
 class RouteNotFoundError(NotFoundError):
-    """No such route."""
+    """This route does not exist."""
 
     code, status = "route_not_found", 404
 
 
 class MethodNotAllowedError(NotFoundError):
-    """The route exists, for another method."""
+    """The route exists, but not for this method."""
 
     code, status = "method_not_allowed", 405
 
 
 class ConflictError(DensepathError, RuntimeError):
-    """The state of the service is another than the request asks for."""
+    """The state of the service is not the one that the request asks for."""
 
     type = "conflict_error"
 
 
 class ModelVersionMismatchError(ConflictError):
-    """The pinned version is not the served one."""
+    """The request pins a version of the pair that is not served."""
 
     code, status = "model_version_mismatch", 409
 
 
 class SwapInProgressError(ConflictError):
-    """Another swap of the pair is running."""
+    """The pair is already being swapped."""
 
     code, status = "swap_in_progress", 409
 
 
 class LateError(DensepathError, TimeoutError):
-    """Something took too long."""
+    """A part of the request took too long."""
 
     type = "timeout_error"
 
 
 class RequestTimeoutError(LateError):
-    """Headers or body come too slowly."""
+    """The headers or the body arrive too slowly."""
 
     code, status = "request_timeout", 408
 
@@ -188,11 +188,11 @@ class DeadlineExceededError(LateError):
 
 
 class UnavailableError(DensepathError, ConnectionError):
-    """Not now; the same request may succeed after `retry_after` seconds."""
+    """The request cannot be served now. The same request may succeed after `retry_after` seconds."""
 
 
 class QuotaExceededError(UnavailableError):
-    """This key's token quota is used up."""
+    """The token quota of this key is used up."""
 
     code, status, type = "quota_exceeded", 429, "rate_limit_error"
 
@@ -210,17 +210,17 @@ class DrainingError(UnavailableError):
 
 
 class EngineUnavailableError(UnavailableError):
-    """The engine is starting, or is gone."""
+    """The engine is starting, or has died."""
 
     code, status = "engine_unavailable", 503
 
 
 class EngineStartError(EngineUnavailableError):
-    """The engine cannot run this pair, or cannot start: the reason in words, for the operator alone."""
+    """The engine cannot run this pair, or cannot start. The message is for the operator, not for clients."""
 
 
 class NonFiniteScoreError(DensepathError, ArithmeticError):
-    """A log-probability is NaN or infinite; no number of that item is answered."""
+    """A log-probability is NaN or infinite. The item gets no number at all."""
 
     code = "non_finite_score"
 
@@ -233,7 +233,7 @@ def _leaves(cls: type[DensepathError]) -> list[type[DensepathError]]:
     return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
 
 
-#: code → class. The first class with a code owns it: subclasses come after what they refine.
+#: code → class. The first class with a code owns it, because a subclass comes after its parent.
 BY_CODE: dict[str, type[DensepathError]] = {
     **{cls.code: cls for cls in reversed(_leaves(DensepathError)) if "code" in vars(cls)},
     InternalError.code: InternalError,

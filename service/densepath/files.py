@@ -1,4 +1,4 @@
-"""Files and directories that are there whole, or not at all, whatever kills the process that writes them."""
+"""Writing files and directories so that they are complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, and a restart after a crash, sees the old one or the new one."""
+    """Write a file so that a reader sees the old file or the new one, also after a crash."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     sync(partial)
@@ -16,7 +16,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def commit_directory(partial: Path, directory: Path) -> None:
-    """Give a directory that is filled its name; on the disk from then on, with all that is in it."""
+    """Rename a filled directory to its final name, after all of its content is on the disk."""
     for path in sorted(partial.rglob("*"), reverse=True):
         sync(path)
     sync(partial)
@@ -25,7 +25,7 @@ def commit_directory(partial: Path, directory: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a directory's entries, on the disk."""
+    """Flush the bytes of a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -123,7 +123,7 @@ class Tokenizer:
         self.eos_token_id: int | None = fast_tokenizer.eos_token_id
 
     def from_text(self, prompt: str, response: str, *, append_eos: bool) -> Sequence:
-        """The prompt as the tokenizer does by default, the response without added tokens, then joined."""
+        """Tokenise the prompt as the tokenizer does by default, the response without added tokens; join them."""
         return self._join(self.encode(prompt), response, append_eos)
 
     def from_chat(
@@ -134,7 +134,7 @@ class Tokenizer:
         append_eos: bool,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Sequence:
-        """The chat template with a generation prompt, tokenised without added tokens, then the response."""
+        """Render the chat with a generation prompt, tokenise it without added tokens, add the response."""
         text = self.render(messages, template_kwargs)
         return self._join(self.encode(text, add_special_tokens=False), response, append_eos)
 
@@ -169,7 +169,7 @@ class Tokenizer:
         return list(self._fast(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def decode(self, token_ids: ListLike[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of token ids, special tokens included where they are not skipped. A padded id has none."""
+        """The text of token ids, with special tokens unless they are skipped. A padded id has no text."""
         return str(
             self._fast.decode(
                 token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
@@ -177,11 +177,11 @@ class Tokenizer:
         )
 
     def token_strings(self, token_ids: ListLike[int]) -> list[str]:
-        """Each token's own text. A token that holds part of a character shows the replacement character."""
+        """The text of each token alone. Part of a character is shown as the replacement character."""
         return [self.decode([token_id]) for token_id in token_ids]
 
     def vocabulary_strings(self, token_ids: ListLike[int]) -> list[str]:
-        """Each token as the vocabulary spells it, which no other token shares; a padded id is empty."""
+        """Each token as it is written in the vocabulary, where it is unique. A padded id is empty."""
         return [token or "" for token in self._fast.convert_ids_to_tokens(token_ids)]
 
     def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:

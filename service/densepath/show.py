@@ -31,7 +31,7 @@ def reward_text(score: Score, *, numbers: bool = False) -> Text:
 
 
 def _style(reward: float) -> str:
-    """The hue's share grows with the reward's size: from the page's white to the full colour."""
+    """The colour of a reward: from white at 0 to the full colour at FULL_AT."""
     share = min(abs(reward) / FULL_AT, 1.0)
     hue = POSITIVE if reward > 0 else NEGATIVE
     red, green, blue = (round(255 + (channel - 255) * share) for channel in hue)

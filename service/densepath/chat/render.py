@@ -1,4 +1,4 @@
-"""A conversation to text by the pair's chat template: contents and tool calls as vLLM hands them to one."""
+"""Conversations to text with the chat template. It gets contents and tool calls as in vLLM."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from densepath.errors import InvalidItemError
 
 Message = Mapping[str, Any]
 
-#: What a template that works renders, one of them at least: some want a system message first.
+#: Plain chats. A template that works renders at least one of them; some require a system message first.
 _PLAIN: tuple[list[dict[str, Any]], ...] = (
     [{"role": "user", "content": "a"}],
     [{"role": "system", "content": "a"}, {"role": "user", "content": "a"}],
 )
 #: Arguments of `apply_chat_template` that reach the template as they are.
 _OF_THE_TEMPLATE = frozenset({"tools", "documents", "kwargs"})
-#: What transformers gives the template itself.
+#: Variables that transformers itself gives to the template.
 _OF_TRANSFORMERS = frozenset({"conversations", "messages", "self"})
 
 
@@ -62,7 +62,7 @@ def render(
         )
     given = dict(template_kwargs or {})
     _check_kwargs(fast_tokenizer, given)
-    conversation(messages, parts=False)  # what is wrong with them is said before the template is run
+    conversation(messages, parts=False)  # their errors are reported before the template runs
     try:
         return _apply(fast_tokenizer, messages, given, add_generation_prompt)
     except Exception as error:  # a template is a program: it may raise anything
@@ -90,7 +90,7 @@ def _blame(
     given: dict[str, Any],
     generation: bool,
 ) -> InvalidItemError:
-    """Whose fault it is: the template's where it renders no plain chat, with and without `given`."""
+    """The error of a failed rendering. The template is at fault if it renders no plain chat either."""
 
     def renders(chat: Sequence[Message], variables: dict[str, Any]) -> bool:
         try:
@@ -200,7 +200,7 @@ def _tool_call(call: Any, place: str) -> dict[str, Any]:
 
 
 def _arguments(given: Any) -> dict[str, Any]:
-    """The arguments as an object: as in vLLM, what is none becomes an empty one."""
+    """The arguments as an object. As in vLLM, anything else becomes an empty object."""
     if isinstance(given, str) and given:
         try:
             given = json.loads(given)

@@ -24,10 +24,10 @@ from densepath.client.retry import Sending
 T = TypeVar("T")
 
 IN_FLIGHT = 4
-"""How many requests of one call are under way at once at a replica; together they fit its queue."""
+"""Most requests of one call that run at the same time at one replica. Together they fit its queue."""
 
 BATCHES = 2
-"""How many batches of an iteration are under way at once: while one is handed out, the next is scored."""
+"""Batches of an iteration that run at the same time: while one is returned, the next is scored."""
 
 Slots = defaultdict[Replica, asyncio.Semaphore]
 
@@ -61,7 +61,7 @@ class AsyncClient:
         deadline: float | None = None,
         progress: Progress | None = None,
     ) -> Scores:
-        """As `Client.score`. When one request fails, those under way are cancelled."""
+        """As `Client.score`. When one request fails, the requests that still run are cancelled."""
         patience = Patience(deadline)
         options = Options(tuple(include), gamma, on_error)
         call = ScoreCall(self._core, items, options, model_version, progress)

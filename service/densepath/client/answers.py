@@ -1,4 +1,4 @@
-"""The service's answers, read and checked: what does not hold together is an error, never numbers."""
+"""Reading and checking the answers of the service. An inconsistent answer is an error, never numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two clients share: which requests to send, what their answers mean, which version is pinned."""
+"""What both clients share: which requests to send, how to read answers, and which version is pinned."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Core:
     def batches(
         self, items: Iterable[Item], options: Options, version: str | None
     ) -> Iterator[Callable[[], ScoreCall]]:
-        """What makes the calls of an `iter_score`, all of one version; the pair has just been asked for."""
+        """A function that makes the calls of one `iter_score`, all for one version of the pair."""
         pinned = version or self.pinned or self.served
         if version is None and pinned is not None:
             self.remember(pinned)

@@ -44,7 +44,7 @@ class _Sequence:
 
     @property
     def n_bytes(self) -> int:
-        """At most so many bytes of a body."""
+        """An upper bound of its bytes in a body."""
         return _BYTES_AN_ITEM + _BYTES_A_TOKEN * self.n_tokens + _id_bytes(self.id)
 
 
@@ -83,7 +83,7 @@ class JsonItem:
 
     @property
     def n_tokens(self) -> int:
-        """At most so many tokens: no tokenizer makes more of them than there are bytes."""
+        """An upper bound of its tokens: no tokenizer makes more tokens than there are bytes."""
         return len(self.body)
 
     @property

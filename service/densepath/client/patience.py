@@ -1,4 +1,4 @@
-"""The patience of a call: its deadline, and the budget of its retries."""
+"""The deadline of a call, and its budget of retries."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Patience:
         return {} if left is None else {"X-Request-Timeout": f"{max(left, 0.001):.3f}"}
 
     def spend(self, wait: float, error: UnavailableError | RequestTimeoutError) -> None:
-        """Take one retry, so many seconds from now, after the error.
+        """Take one retry, `seconds` from now, after the error.
 
         Raises:
             DeadlineExceededError: it would come too late. At once: waiting for it helps nobody.

@@ -1,4 +1,4 @@
-"""From items to requests: chunks of one form and one home that fit the service's limits, and their bodies."""
+"""From items to requests: chunks within the service's limits, each of one form and for one replica."""
 
 from __future__ import annotations
 

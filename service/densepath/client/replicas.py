@@ -1,4 +1,4 @@
-"""The replicas of a service: where a prompt belongs, and which replica is passed over for a while.
+"""The replicas of a service: which one a prompt belongs to, and which one is skipped for a while.
 
 A prompt belongs to the replica that rendezvous hashing puts first for it, so that its rollouts meet the
 prefix that is cached there. When a replica goes, its prompts alone move, each to the next in its own order.
@@ -38,7 +38,7 @@ class Replica:
         return hashlib.blake2b(key, key=self._salt, digest_size=16).digest()
 
     def failed(self, retry_after: int | None) -> None:
-        """Pass it over; the failures of requests that were under way together count as one."""
+        """Skip it for a while. Failures of requests that ran at the same time count as one."""
         self._failures += not self.rests()
         rest = min(_REST_SECONDS * 2 ** min(self._failures - 1, 16), _REST_MAX_SECONDS)
         now = monotonic()
@@ -46,12 +46,12 @@ class Replica:
         self._rests_until = max(now + rest, self._refuses_until)
 
     def answered(self, retry_after: int | None) -> None:
-        """It is well, whether or not it asks the caller to come back later."""
+        """It has answered, possibly with a request to come back later."""
         self._failures, self._rests_until = 0, 0.0
         self._refuses_until = monotonic() + (retry_after or 0)
 
     def rests(self) -> bool:
-        """Whether it is passed over now."""
+        """Whether it is skipped now."""
         return monotonic() < self._rests_until
 
     def retry_after(self) -> float:
@@ -59,7 +59,7 @@ class Replica:
         return max(0.0, self._refuses_until - monotonic())
 
     def back(self) -> float:
-        """When it is no longer passed over, by the monotonic clock."""
+        """Until when it is skipped, on the monotonic clock."""
         return self._rests_until
 
 
@@ -88,7 +88,7 @@ class Replicas:
 
 
 def choose(order: Sequence[Replica]) -> Replica:
-    """The first that does not rest, or else the one that is back first."""
+    """The first that is not skipped, or else the one that is skipped for the shortest time."""
     return next((replica for replica in order if not replica.rests()), min(order, key=Replica.back))
 
 

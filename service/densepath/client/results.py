@@ -1,4 +1,4 @@
-"""What comes back: one `Score` an item, in the order of the items, and the pair version that made them."""
+"""Results: one `Score` per item, in the order of the items, and the version of the pair."""
 
 from __future__ import annotations
 

@@ -106,5 +106,5 @@ class Sending:
 
 
 def _of_replica(error: Exception) -> bool:
-    """Whether another replica may do better at once: a quota and a slow connection are the caller's own."""
+    """Whether another replica may help at once. A quota or a slow connection concerns the caller itself."""
     return isinstance(error, UnavailableError) and not isinstance(error, QuotaExceededError)

@@ -1,4 +1,4 @@
-"""One model directory: its config, its tokenizer, its weights' files. Nothing that it brings is run."""
+"""One model directory: its config, its tokenizer and the files of its weights. No code in it is run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from densepath.pair.weights import INDEX, Report, Tensors, read_json, read_weigh
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
-#: Config fields that say who wrote the file, and change no score.
+#: Config fields that describe who wrote the file. They change no score.
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "_from_model_config"})
-#: What configs call the longest sequence that the model takes.
+#: The names by which configs give the context length.
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _QUANTISED = ("quantization_config", "compression_config")
 
@@ -86,7 +86,7 @@ def require_checkpoint(directory: Path, option: str = "") -> WholeCheckpoint:
 
 
 def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
-    """Read everything of a checkpoint but its tensors, and report each thing that is wrong."""
+    """Read everything in a checkpoint except its tensors, and report everything that is wrong."""
     try:
         with os.scandir(directory):
             pass

@@ -1,4 +1,4 @@
-"""Which bytes a checkpoint's files had: taken before they are read, and held against the files later.
+"""Which bytes the files of a checkpoint have: recorded before they are read, and compared later.
 
 A file that is replaced, rewritten or pointed elsewhere gets another identity: nobody but the kernel sets a
 file's change time (`ctime_ns`), so neither `touch` nor `rsync --times` hides a change.
@@ -40,7 +40,7 @@ def identify(path: Path) -> Identity:
 
 
 def identify_all(directory: Path) -> dict[str, Identity]:
-    """Every file of a model directory that an engine may read. Links that lead nowhere are left out."""
+    """Every file of a model directory that an engine may read, without broken links."""
     found = _look(directory)
     age = time.time_ns() - max((identity.ctime_ns for identity in found.values()), default=0)
     if age < _TICK_NS:
@@ -50,7 +50,7 @@ def identify_all(directory: Path) -> dict[str, Identity]:
 
 
 def changed(directory: Path, before: Identities) -> list[str]:
-    """The names of files that are not the same now, that are gone, or that are new."""
+    """The names of files that have changed, are missing now, or are new."""
     now = _look(directory)
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 

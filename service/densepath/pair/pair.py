@@ -1,4 +1,4 @@
-"""What two directories must be to be a pair, and its version.
+"""When two directories are a pair, and the version of a pair.
 
 A pair is an SFT checkpoint and a reference checkpoint that share one tokenizer. Both are plain
 `*ForCausalLM` models in safetensors with finite weights, and load without remote code.
@@ -69,7 +69,7 @@ class Pair:
     files: tuple[Identities, Identities] = field(default=({}, {}), repr=False)  # as they were when read
 
     def ensure_unchanged(self) -> None:
-        """Hold the files against those that the version describes: to be called once an engine has loaded.
+        """Compare the files with those that the version describes. Call it after an engine has loaded them.
 
         Raises InvalidPairError, with the names of files that were changed, replaced, added or removed.
         """
@@ -101,7 +101,7 @@ def inspect_pair(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Pair | list[Problem]:
-    """The pair, or all that keeps the two directories from being one. Nothing in them is run.
+    """The pair, or every reason why the two directories are none. No code in them is run.
 
     Weights are read in full where the cache in `cache_dir` does not know them; by default the cache is
     `densepath/weights` under `$XDG_CACHE_HOME`. `allow_same`: twice the same weights are a pair too.
@@ -172,7 +172,7 @@ def _changes(directories: tuple[Path, Path], before: tuple[Identities, Identitie
 
 
 def _note_on_dtypes(sft: str, reference: str) -> list[str]:
-    """What two dtypes mean for the reference, which is computed in the SFT's; empty where they are one."""
+    """A note about the reference, which is computed in the SFT's dtype. Empty where both dtypes are equal."""
     if sft == reference:
         return []
     stored = f"The sft is stored in {sft} and the reference in {reference}"
@@ -205,7 +205,7 @@ def _scan(
     cache_dir: Path,
     progress: Progress | None,
 ) -> list[dict[str, str]]:
-    """File name → digest, of each checkpoint's weights; what is not finite is reported."""
+    """The digests of each checkpoint's weights by file name. Non-finite values are reported."""
     total = sum(c.files[name].size for c in checkpoints for name in c.weights if name in c.files)
     done = 0
 

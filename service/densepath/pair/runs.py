@@ -24,10 +24,10 @@ class SftCheckpoint:
     """A checkpoint of a run: a model directory, what it was to be, and what it is."""
 
     directory: Path
-    share: float  # that was asked for, of the final checkpoint's samples
-    samples: int  # demonstrations seen, a repeated one as often as it was seen
+    share: float  # the requested share of the samples of the final checkpoint
+    samples: int  # demonstrations seen; a repeated one counts each time
     step: int
-    validation_loss: float | None  # nats a token; None where it was not measured
+    validation_loss: float | None  # nats per token; None where it was not measured
 
 
 @dataclass(frozen=True)

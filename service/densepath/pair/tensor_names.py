@@ -1,4 +1,4 @@
-"""What the names of tensors tell: which wrapper they were saved from, and what else was saved with them."""
+"""What the names of tensors reveal: which wrapper they were saved from, and what else was saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 #: A tensor's name → its shape.
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: Parts that wrappers put into names, anywhere in them, and where they come from.
+#: Parts that wrappers add anywhere in a name, and where they come from.
 _WRAPPERS = {
     "_orig_mod.": "was saved from a compiled model",
     "_fsdp_wrapped_module.": "was saved from a model that FSDP wraps",
@@ -33,7 +33,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Prefix:
-    """A part of names that is too much or, with `lacks`, missing at their begin."""
+    """A part that names have too much or, with `lacks`, that is missing at their start."""
 
     part: str
     lacks: bool
@@ -41,7 +41,7 @@ class Prefix:
 
 
 def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
-    """The wrapper, or the lost prefix, that explains most of the names that are not known."""
+    """The wrapper, or the missing prefix, that explains most of the unknown names."""
     strange = [name for name in shapes if name not in known]
     for part, cause in _WRAPPERS.items():
         wrapped = [name for name in strange if _without(name, part) != name]
@@ -77,14 +77,14 @@ def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
 
 
 def rename(shapes: Shapes, prefix: Prefix, known: Shapes) -> Shapes:
-    """The same tensors under the names that the remedy gives them."""
+    """The same tensors under their corrected names."""
     if prefix.lacks:
         return {prefix.part + name if prefix.part + name in known else name: s for name, s in shapes.items()}
     return {name if name in known else _without(name, prefix.part): s for name, s in shapes.items()}
 
 
 def cause_of_missing(missing: list[str], unknown: list[str], config: Any) -> str:
-    """The likely reason and the remedy, for tensors that are not there."""
+    """The likely cause of missing tensors, and what to do."""
     if unknown and any(map(_ADAPTER.search, unknown)):
         return "an adapter stands in their place; merge it into the model and save it again"
     if all(name.endswith(("lm_head.weight", "embed_out.weight")) for name in missing):
@@ -102,7 +102,7 @@ def cause_of_missing(missing: list[str], unknown: list[str], config: Any) -> str
 
 
 def cause_of_unknown(unknown: list[str], known: Iterable[str]) -> str:
-    """The likely reason and the remedy, for tensors that no part of the model takes."""
+    """The likely cause of unknown tensors, and what to do."""
     if any(map(_ADAPTER.search, unknown)):
         return "an adapter was left in; merge it into the model and save it again"
     if any(map(_HEAD.search, unknown)):
@@ -126,7 +126,7 @@ def _without(name: str, part: str) -> str:
 
 
 def _of_most(parts: Counter[str], names: list[str]) -> str | None:
-    """The part that explains more than half of the names."""
+    """The part that occurs in more than half of the names."""
     return next((part for part, count in parts.most_common(1) if 2 * count > len(names)), None)
 
 

@@ -25,11 +25,11 @@ from densepath.pair.tensor_names import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Buffers that old checkpoints hold and that are computed today; engines and transformers pass them over.
+#: Buffers in old checkpoints that are computed today. Engines and transformers ignore them.
 _COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|attn\.causal_mask|position_ids)$"
 )
-#: Architectures whose checkpoints lack the base model's prefix as published, and for which vLLM puts it back.
+#: Architectures whose published checkpoints lack the prefix of the base model. vLLM adds it for them.
 _PREFIX_IS_OPTIONAL = frozenset({"BloomForCausalLM", "OPTForCausalLM"})
 #: safetensors types of weights as they are computed with.
 _FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
@@ -78,7 +78,7 @@ def expected_tensors(config: Any, architecture: str) -> Expected | None:
 
 
 def describe_tensors(expected: Expected, shapes: Shapes) -> list[str]:
-    """What is wrong with the tensors of a checkpoint, a line for each kind of fault; empty for nothing."""
+    """What is wrong with the tensors of a checkpoint: one line per kind of fault."""
     found: list[str] = []
     for _ in range(2):  # a wrapper within a wrapper is told as two
         prefix = describe_prefix(shapes, expected.shapes)

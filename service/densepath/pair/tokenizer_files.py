@@ -20,7 +20,7 @@ REMOTE_CODE = "has an auto_map: remote code is never run, so the checkpoint must
 #: All that decides ids.
 _FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 _ADDED = "added tokens"
-#: Texts that two tokenizers of one vocabulary split differently where anything of them differs.
+#: Texts that two tokenizers with one vocabulary split differently if they differ in any way.
 _PROBES = (
     "The quick brown fox can't jump over 12345 lazy dogs.",
     " leading, and  two   spaces\tand a tab\nand a line",
@@ -81,7 +81,7 @@ def read_tokenizer(directory: Path, report: Report) -> TokenizerIdentity | None:
 
 
 def tokenizer_differences(one: TokenizerIdentity, other: TokenizerIdentity) -> list[str]:
-    """The names of what decides ids and is not the same; byte-identical files are one tokenizer."""
+    """What differs between two tokenizers, by name. Byte-identical files are one tokenizer."""
     if one.digest == other.digest:
         return []
     mine, theirs = _without_own_pad(one, other), _without_own_pad(other, one)
@@ -146,7 +146,7 @@ def _digest(directory: Path) -> str:
 
 
 def describe_other_ids(tokenizer: Any, directory: Path) -> str | None:
-    """Whether transformers' tokenizer gives other ids than the file that it was read from, in words."""
+    """A sentence if transformers' tokenizer gives other ids than the file it was read from; else empty."""
     from tokenizers import Tokenizer as Backend
 
     written = Backend.from_file(str(directory / TOKENIZER))

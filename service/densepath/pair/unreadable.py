@@ -1,4 +1,4 @@
-"""Why a file of a checkpoint is not what its name says: a pointer, a web page, a link to nothing."""
+"""Why a file of a checkpoint is not what its name says: a pointer, a web page, a broken link."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def why_unreadable(path: Path) -> str | None:
 
 
 def unfinished(directory: Path) -> str:
-    """Words for a directory that a download has not finished, beginning with a comma; else nothing."""
+    """A clause, beginning with a comma, if a download into the directory is not finished; else empty."""
     places = (
         directory.glob("*.incomplete"),
         directory.glob(".cache/huggingface/download/**/*.incomplete"),

@@ -1,4 +1,4 @@
-"""The safetensors files of one checkpoint: which they are, whether they are whole and finite, their digest.
+"""The safetensors files of one checkpoint: their names, whether they are complete and finite, and digests.
 
 A file is read once, in chunks, for both its SHA-256 and its non-finite values. The outcome is kept in a
 cache directory beside the file's identity (`densepath.pair.identity`): weights are not read at every start.
@@ -58,7 +58,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-#: Tensors by name, in the order in which they lie in the file.
+#: Tensors by name, in their order in the file.
 Tensors = dict[str, Tensor]
 
 
@@ -232,7 +232,7 @@ def default_cache_dir(name: str = "weights") -> Path:
 
 
 def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callable[[int], None]) -> Scan:
-    """`scan_file`, or what it found before where the file has the identity that it had then."""
+    """The result of `scan_file`, from the cache where the file has not changed since."""
     identity = identify(path)
     key = _cache_key(identity)
     entry = cache_dir / f"{hashlib.sha256(os.fsencode(identity.path)).hexdigest()[:32]}.json"
@@ -263,7 +263,7 @@ def _read_entry(entry: Path, key: Mapping[str, Any]) -> Scan | None:
 
 
 def write_entry(entry: Path, value: Mapping[str, Any]) -> None:
-    """Write an entry whole or not at all. A cache that cannot be written costs time and nothing else."""
+    """Write a complete entry, or none. A cache that cannot be written only costs time."""
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=entry.parent, suffix=".tmp", delete=False) as file:
