@@ -123,7 +123,7 @@ class Tokenizer:
         self.eos_token_id: int | None = fast_tokenizer.eos_token_id
 
     def from_text(self, prompt: str, response: str, *, append_eos: bool) -> Sequence:
-        """Tokenise the prompt as the tokenizer does by default, the response without added tokens; join them."""
+        """Tokenise the prompt with the default special tokens and the response without any, and join them."""
         return self._join(self.encode(prompt), response, append_eos)
 
     def from_chat(

@@ -146,7 +146,7 @@ def _digest(directory: Path) -> str:
 
 
 def describe_other_ids(tokenizer: Any, directory: Path) -> str | None:
-    """A sentence if transformers' tokenizer gives other ids than the file it was read from; else empty."""
+    """A sentence if transformers' tokenizer gives other ids than the file it was read from; else None."""
     from tokenizers import Tokenizer as Backend
 
     written = Backend.from_file(str(directory / TOKENIZER))
