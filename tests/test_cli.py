@@ -17,7 +17,7 @@ from checkpoints import make_checkpoint
 from damage import set_values
 from densepath import cli
 from densepath.commands.pairs import directories
-from densepath.config import ServeSettings
+from densepath.commands.settings import ServeSettings
 from densepath.pair.pair import load_pair
 from live import serving
 

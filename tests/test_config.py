@@ -13,7 +13,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from densepath.config import CONFIG_FILE, ENVIRONMENT, Engine, ServeSettings, takes
+from densepath.commands.settings import ServeSettings
+from densepath.config import CONFIG_FILE, ENVIRONMENT, Engine, takes
 
 #: The contract's, as far as they apply.
 FLAGS = (

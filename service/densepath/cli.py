@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 import densepath
-from densepath.config import ENVIRONMENT, CheckSettings, ScoreSettings, ServeSettings, takes
+from densepath.commands.settings import CheckSettings, ScoreSettings, ServeSettings
+from densepath.config import ENVIRONMENT, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
 from densepath.score.formats import ScoreFileError
 from densepath.trainer.errors import TrainerError

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from densepath.config import EngineOptions, ServeSettings
+from densepath.commands.settings import ServeSettings
+from densepath.config import EngineOptions
 from densepath.engine.vllm.arguments import engine_arguments
 from engine.test_arguments import of_gpu
 

@@ -12,7 +12,7 @@ import pytest
 from jsonschema.validators import validator_for
 
 from containers.files import COMPOSE_FILES, ROOT, compose, densepath_commands, last, options_of, read_yaml
-from densepath.config import ServeSettings
+from densepath.commands.settings import ServeSettings
 from densepath.demo.prompts import HELD_OUT, LINK, PROMPTS
 from densepath.demo.recipe import SFT
 

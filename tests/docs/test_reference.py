@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.running import Running, make_service, pair, running
-from densepath.config import ServeSettings
+from densepath.commands.settings import ServeSettings
 from densepath.errors import BY_CODE
 from densepath.pair.pair import Pair
 from densepath.trainer.reinforce.metrics import PrometheusSink

@@ -97,7 +97,7 @@ def test_fp32_on_a_gpu_is_fp32(sft: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_options_of_serve_reach_the_engine(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
     from densepath.commands.serve import build_engine
-    from densepath.config import ServeSettings
+    from densepath.commands.settings import ServeSettings
     from densepath.engine.vllm.engine import VllmScorer
     from densepath.pair.pair import load_pair
 

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from densepath import __version__
-from densepath.config import ServeSettings
+from densepath.commands.settings import ServeSettings
 from densepath.telemetry.metrics import Metrics
 from k8s.manifests import (
     OVERLAYS,

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from densepath.commands.pairs import directories
-from densepath.config import ServeSettings
+from densepath.commands.settings import ServeSettings
 from densepath.errors import InvalidRequestError
 from densepath.pair.runs import read_sft_run
 

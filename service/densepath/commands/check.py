@@ -9,7 +9,8 @@ from rich.console import Console
 
 from densepath.commands.engines import build_engine, context_length
 from densepath.commands.pairs import directories, show_notes, weights_bar
-from densepath.config import CheckSettings, Engine, Verify
+from densepath.commands.settings import CheckSettings
+from densepath.config import Engine, Verify
 from densepath.pair.pair import Pair, inspect_pair
 
 if TYPE_CHECKING:

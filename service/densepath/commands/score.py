@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from densepath.client import AsyncClient, Client, Score, Scores
-from densepath.config import ScoreSettings, Verify
+from densepath.commands.settings import ScoreSettings
+from densepath.config import Verify
 from densepath.errors import InvalidRequestError
 from densepath.score.formats import Item, check_formats
 from densepath.score.resume import Counts, score_file

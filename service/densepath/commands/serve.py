@@ -9,7 +9,7 @@ from rich.console import Console
 
 from densepath.commands.engines import build_engine
 from densepath.commands.pairs import load_tokenizer, read_pair
-from densepath.config import ServeSettings
+from densepath.commands.settings import ServeSettings
 
 
 def serve_pair(settings: ServeSettings, say: Console) -> None:
