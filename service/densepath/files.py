@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+
+def cache_directory(name: str) -> Path:
+    """`$XDG_CACHE_HOME/densepath/NAME`, or `~/.cache/densepath/NAME` where that is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densepath" / name
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes `path` when the block ends without an error.
+
+    A reader sees the old file or the new one, also after a crash, and whoever else writes it meanwhile.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old file or the new one, also after a crash."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
+    """Write a file as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def commit_directory(partial: Path, directory: Path) -> None:

@@ -70,9 +70,10 @@ def from_mask(token_ids: ListLike[int] | Ids, response_mask: ListLike[int] | NDA
             "they must be of one length",
             param="response_mask",
         )
-    if not set(response_mask) <= {0, 1}:
+    mask_L = _mask(response_mask)
+    if mask_L is None:
         raise InvalidItemError("response_mask holds something else than 0 and 1", param="response_mask")
-    positions_T = np.flatnonzero(np.asarray(response_mask, dtype=np.int64))
+    positions_T = np.flatnonzero(mask_L)
     if len(positions_T) == 0:
         raise InvalidItemError(
             "response_mask scores no token: set it to 1 for at least one", param="response_mask"
@@ -83,6 +84,18 @@ def from_mask(token_ids: ListLike[int] | Ids, response_mask: ListLike[int] | NDA
             param="response_mask",
         )
     return Sequence(as_ids(token_ids), positions_T)
+
+
+def _mask(response_mask: ListLike[int] | NDArray[Any]) -> NDArray[np.bool_] | None:
+    """The mask as bool [L]; None where an entry is neither 0 nor 1."""
+    try:
+        entry_L = np.asarray(response_mask)
+        mask_L: NDArray[np.bool_] = entry_L == 1
+    except ValueError:  # lists of several lengths
+        return None
+    if mask_L.shape != (len(response_mask),) or not (mask_L | (entry_L == 0)).all():
+        return None
+    return mask_L
 
 
 def as_ids(token_ids: ListLike[int] | Ids) -> Ids:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from densepath.demo.recipe import REFERENCE_BASE, REFERENCE_HALF, SFT, ProgressFn, Recipe
 from densepath.demo.task import Example
-from densepath.files import commit_directory
+from densepath.files import cache_directory, commit_directory
 
 MANIFEST = "manifest.json"
 
@@ -36,8 +35,7 @@ class Demo:
 
 def default_directory(recipe: Recipe | None = None) -> Path:
     """Where a recipe's demo is: `$XDG_CACHE_HOME/densepath/demo-<recipe hash>`, or under `~/.cache`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "densepath" / f"demo-{(recipe or Recipe()).hash}"
+    return cache_directory(f"demo-{(recipe or Recipe()).hash}")
 
 
 def build(directory: Path, progress: ProgressFn, recipe: Recipe | None = None) -> Demo:

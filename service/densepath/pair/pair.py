@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from densepath.errors import InvalidPairError
+from densepath.files import cache_directory
 from densepath.pair.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -22,7 +23,7 @@ from densepath.pair.checkpoint import (
 )
 from densepath.pair.identity import Identities, changed
 from densepath.pair.tokenizer_files import TOKENIZER, TOKENIZER_CONFIG, tokenizer_differences
-from densepath.pair.weights import Report, Tensors, cached_scan, default_cache_dir, describe_non_finite
+from densepath.pair.weights import Report, Tensors, cached_scan, describe_non_finite
 
 #: Called with bytes read so far and bytes to read in all, over both models.
 Progress = Callable[[int, int], None]
@@ -111,7 +112,9 @@ def inspect_pair(
     directories = Path(os.path.realpath(sft)), Path(os.path.realpath(reference))
     a, b = read_checkpoint(directories[0], report_a), read_checkpoint(directories[1], report_b)
     _compare(a, b, partial(_report, problems, "pair"))
-    digests_a, digests_b = _scan((a, b), (report_a, report_b), cache_dir or default_cache_dir(), progress)
+    digests_a, digests_b = _scan(
+        (a, b), (report_a, report_b), cache_dir or cache_directory("weights"), progress
+    )
     problems += _changes(directories, (a.files, b.files))
     same = _describe_same(a, b) if sorted(digests_a.values()) == sorted(digests_b.values()) != [] else None
     if same and not allow_same:

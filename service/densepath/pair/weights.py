@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from densepath.files import write_whole
 from densepath.pair.identity import Identity, identify
 from densepath.pair.tensor_names import some
 from densepath.pair.unreadable import unfinished, why_unreadable
@@ -226,11 +226,6 @@ def count_non_finite(data: memoryview, dtype: str) -> int:
     return int(np.count_nonzero((bits & unsigned(mask)) == unsigned(value)))
 
 
-def default_cache_dir(name: str = "weights") -> Path:
-    """`$XDG_CACHE_HOME/densepath/NAME`, under `~/.cache` where that is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densepath" / name
-
-
 def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callable[[int], None]) -> Scan:
     """The result of `scan_file`, from the cache where the file has not changed since."""
     identity = identify(path)
@@ -266,6 +261,4 @@ def write_entry(entry: Path, value: Mapping[str, Any]) -> None:
     """Write a complete entry, or none. A cache that cannot be written only costs time."""
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=entry.parent, suffix=".tmp", delete=False) as file:
-            json.dump(value, file)
-        os.replace(file.name, entry)
+        write_whole(entry, json.dumps(value).encode())

@@ -8,7 +8,6 @@ last whole record; at the end the results become OUT, and the partial file is re
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +19,7 @@ import numpy as np
 from densepath.client.answers import renumbered
 from densepath.client.results import Score, Scores
 from densepath.errors import InvalidItemError, ModelVersionMismatchError
+from densepath.files import whole_file
 from densepath.score.formats import (
     WRITERS,
     Item,
@@ -180,16 +180,9 @@ def _result(score: Score, model_version: str) -> Result:
 
 
 def _finish(partial: Path, target: Path) -> None:
-    """The target appears whole or not at all, and only then the partial file goes."""
-    unfinished = target.with_name(f"{target.name}.tmp")
-    try:
-        with partial.open("rb") as results, unfinished.open("wb") as file:
-            records = read_records(results)
-            next(records)  # it says what the results belong to
-            WRITERS[target.suffix](records, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write the target as a whole, and only then remove the partial file."""
+    with partial.open("rb") as results, whole_file(target) as file:
+        records = read_records(results)
+        next(records)  # it says what the results belong to
+        WRITERS[target.suffix](records, file)
     partial.unlink()

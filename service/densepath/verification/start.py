@@ -17,8 +17,9 @@ import numpy as np
 from densepath.config import Verify
 from densepath.engine.scorer import Scored, Scorer
 from densepath.errors import InvalidPairError
+from densepath.files import cache_directory
 from densepath.pair.pair import Pair
-from densepath.pair.weights import default_cache_dir, read_weights
+from densepath.pair.weights import read_weights
 from densepath.verification.compare import (
     FLOAT32,
     derive_limit,
@@ -66,7 +67,7 @@ class Verifier:
 
     async def __call__(self, scorer: Scorer) -> Verdict:
         """Start the engine; it has the numbers of transformers, or could not be held against them."""
-        folder = default_cache_dir("verified")
+        folder = cache_directory("verified")
         key = combination(self.pair.version, self.arguments, self.device)
         if self.verify is Verify.AUTO and (known := recall(folder, key)) is not None:
             await scorer.start()
