@@ -100,6 +100,8 @@ async def why(sft: Path, reference: Path, **overrides: Any) -> str:
     finally:
         await scorer.close()
     assert FILE not in os.environ
+    for process in multiprocessing.active_children():
+        process.join(30)  # killed by now, and gone soon
     assert not [p for p in psutil.Process().children() if "EngineCore" in " ".join(p.cmdline())]
     message = str(caught.value)
     assert "\n" not in message
