@@ -20,7 +20,7 @@ def _demo(directory: Path) -> Demo:
 
 def test_the_trainer_reads_prompts_and_held_out_answers(tmp_path):
     link = publish(_demo(tmp_path / "demo-1"))
-    prompts, checks = (read_rows(link / name) for name in (PROMPTS, HELD_OUT))
+    prompts, checks = ([row for _, row in read_rows(link / name)] for name in (PROMPTS, HELD_OUT))
     assert len(prompts) == COUNT
     words = {row["messages"][0]["content"].partition(": ")[2] for row in prompts}
     assert not words & HELD_OUT_WORDS

@@ -142,7 +142,7 @@ def test_killed_build_leaves_nothing_that_counts(tmp_path):
         "import os, pathlib, signal, sys, types; from densepath.demo import store\n"
         "builder = types.SimpleNamespace(build_into=lambda folder, recipe, progress: ([], {}))\n"
         "sys.modules['densepath.demo.builder'] = builder\n"
-        "store.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.build(pathlib.Path(sys.argv[1]), lambda *a: None)\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(directory)], check=False, timeout=60)

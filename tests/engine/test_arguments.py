@@ -96,14 +96,14 @@ def test_fp32_on_a_gpu_is_fp32(sft: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_options_of_serve_reach_the_engine(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
-    from densepath.commands.serve import build_engine
+    from densepath.commands.engines import build_engine
     from densepath.commands.settings import ServeSettings
     from densepath.engine.vllm.engine import VllmScorer
     from densepath.pair.pair import load_pair
 
     pair = load_pair(*pair_dirs, cache_dir=tmp_path)
     settings = ServeSettings(max_num_batched_tokens=512, max_num_seqs=7)
-    scorer, _ = build_engine(pair, settings, Console(quiet=True))
+    scorer, _ = build_engine(pair, settings.engine, settings, settings.verify, Console(quiet=True))
     assert isinstance(scorer, VllmScorer)
     made = scorer.arguments
     assert (made["max_num_batched_tokens"], made["max_num_seqs"]) == (512, 7)
