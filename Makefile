@@ -3,7 +3,8 @@
 .PHONY: help setup serve demo check test test-tools test-integrations test-architectures bench docs build lock clean
 
 BIN := .venv/bin
-SCRIPTS := scripts/setup scripts/lock scripts/checkov scripts/integrations scripts/test-tools scripts/common.sh .ci/run
+SCRIPTS := scripts/setup scripts/lock scripts/checkov scripts/integrations scripts/playground-types scripts/test-tools \
+	scripts/common.sh .ci/run
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 21
@@ -28,6 +29,7 @@ check: setup ## format, lint, types, import contracts, scripts, containers, mani
 	$(BIN)/zizmor --offline --persona=pedantic --quiet .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@scripts/playground-types
 	@scripts/checkov
 
 test: setup ## run the tests; those of the playground and of the alerts need test-tools
@@ -57,5 +59,5 @@ lock: ## make locks/ anew from pyproject.toml (UPGRADE=1 moves the pins)
 	@scripts/lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .venv-integrations .venv-checkov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist site
+	rm -rf .venv .venv-integrations .venv-checkov .venv-typescript .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
