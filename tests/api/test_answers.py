@@ -259,6 +259,16 @@ def test_a_packed_request_may_leave_its_metadata_out(served: Running) -> None:
         assert answer.json()["items"][0]["rewards"] == pytest.approx(expected_rewards([1, 10], [11, 12]))
 
 
+def test_a_wrong_version_is_refused_before_any_item_is_read(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr("densepath.api.items._read_item", lambda _, index, __: read.append(index))
+    assert served.score(GOOD, model_version="another").status_code == 409
+    assert served.score(GOOD, model="another").status_code == 404
+    assert read == []
+
+
 def test_names_and_versions_that_are_served_pass(served: Running) -> None:
     version = served.pair.version
     assert served.score(GOOD, model="default", model_version=version).status_code == 200
