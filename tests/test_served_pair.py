@@ -19,7 +19,7 @@ from densepath import Client
 from densepath.commands.pairs import load_tokenizer
 from densepath.engine.transformers import TransformersScorer
 from densepath.pair.pair import load_pair
-from densepath.sequences import Sequence, Tokenizer, from_mask, from_response
+from densepath.sequences import Sequence, from_mask, from_response
 from densepath.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, PackedRequest, pack_request, unpack_answer
 from live import serving, start, stop, wait_ready
 
@@ -49,7 +49,7 @@ def url(pair_dirs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def sequences(pair_dirs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sequence]:
-    tokenizer = Tokenizer(load_tokenizer(load_pair(*pair_dirs, cache_dir=tmp_path_factory.mktemp("cache"))))
+    tokenizer = load_tokenizer(load_pair(*pair_dirs, cache_dir=tmp_path_factory.mktemp("cache")))
     text, chat = ITEMS["text"], ITEMS["chat"]
     return {
         "tokens": from_response(PROMPT_IDS, RESPONSE_IDS),
