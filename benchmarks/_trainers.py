@@ -96,7 +96,7 @@ def trl_train(turn: Turn, work: Work, algorithm: str, kl: float) -> None:
                 model=AutoModelForCausalLM.from_pretrained(work.sft, dtype="float32"),
                 reward_funcs=rewards.sums,
                 args=getattr(trl, f"{algorithm}Config")(folder, beta=kl, **_config(work)),
-                train_dataset=Dataset.from_list(read_rows(work.prompts)),
+                train_dataset=Dataset.from_list([row for _, row in read_rows(work.prompts)]),
                 processing_class=AutoTokenizer.from_pretrained(work.sft),
             )
             trainer.add_callback(_in_turns(turn, rewards))

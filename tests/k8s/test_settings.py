@@ -122,7 +122,7 @@ def test_keys_are_in_no_manifest(tmp_path: Path) -> None:
     mounts = {each["name"]: each["mountPath"] for each in container("cpu")["volumeMounts"]}
     assert settings("cpu")["DENSEPATH_API_KEY_FILE"] == f"{mounts['keys']}/{name}"
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(ValueError, match="has no key"):
         ApiKeys.from_file(tmp_path / name)
 
 
