@@ -22,16 +22,16 @@ from typing import Any
 
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, commit_directory
-from densepath.pair.checkpoint import fingerprint
+from densepath.pair.checkpoint import ADAPTER_CONFIG, fingerprint
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PACKAGES = ("peft", "torch", "transformers", "densepath")
 Say = Callable[[str], None]
 
 
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter and no model of its own."""
-    return (directory / CONFIG).is_file() and not (directory / "config.json").exists()
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").exists()
 
 
 def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
@@ -66,10 +66,12 @@ def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         kind = config["peft_type"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InvalidPairError(f"{directory / CONFIG} cannot be read as the config of an adapter") from error
+        raise InvalidPairError(
+            f"{directory / ADAPTER_CONFIG} cannot be read as the config of an adapter"
+        ) from error
     if kind != "LORA":
         raise InvalidPairError(
             f"{directory} is an adapter of type {kind}: only LoRA can be merged; merge it yourself, and give "
