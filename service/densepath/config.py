@@ -78,10 +78,21 @@ class PairSettings:
     """Which two checkpoints are the pair."""
 
     sft: Annotated[
-        Path | None, typer.Option(help="Directory of the SFT checkpoint.", rich_help_panel=PAIR)
+        Path | None,
+        typer.Option(help="Directory of the SFT checkpoint, or of a LoRA adapter.", rich_help_panel=PAIR),
     ] = None
     reference: Annotated[
-        Path | None, typer.Option(help="Directory of the reference checkpoint.", rich_help_panel=PAIR)
+        Path | None,
+        typer.Option(
+            help="Directory of the reference checkpoint, or of a LoRA adapter.", rich_help_panel=PAIR
+        ),
+    ] = None
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of an adapter's base model. Default: the one that its config names.",
+            rich_help_panel=PAIR,
+        ),
     ] = None
     pair: Annotated[
         Path | None,

@@ -26,6 +26,7 @@ COMMANDS = {
     "densepath serve --pair run --teacher-kl 0.5 --port": (
         "tests/integrations_heavy/test_skyrl.py::test_prompt_logprobs_are_those_of_the_rewards"
     ),
+    "densepath serve --sft run/adapter": "tests/pair/test_adapters.py::test_check_and_score_take_an_adapter",
     "densepath serve --sft run/checkpoint-1000": (
         "tests/test_served_pair.py::test_every_form_in_both_encodings"
     ),

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from densepath.config import PairSettings
 from densepath.errors import InvalidRequestError
+from densepath.pair.adapters import whole_checkpoint
 from densepath.pair.pair import Pair, load_pair
 from densepath.pair.pair import Progress as OnProgress
 from densepath.pair.runs import read_sft_run
@@ -18,10 +19,18 @@ from densepath.sequences import Tokenizer
 
 
 def directories(settings: PairSettings, say: Console) -> tuple[Path, Path]:
-    """The two checkpoints that the settings name; a demo is built where it is missing.
+    """The two checkpoints that the settings name. A missing demo is built, and adapters are merged.
 
     Raises InvalidRequestError where they name none, or more than one pair.
     """
+    sft, reference = (
+        whole_checkpoint(each, settings.base, lambda line: say.print(line, markup=False, soft_wrap=True))
+        for each in _named(settings, say)
+    )
+    return sft, reference
+
+
+def _named(settings: PairSettings, say: Console) -> tuple[Path, Path]:
     match settings.demo, settings.pair, settings.sft, settings.reference:
         case False, None, Path() as sft, Path() as reference:
             return sft, reference

@@ -19,6 +19,7 @@ from densepath.pair.weights import INDEX, Report, Tensors, read_json, read_weigh
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 #: Config fields that describe who wrote the file. They change no score.
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "_from_model_config"})
@@ -153,7 +154,14 @@ def fingerprint(value: Any) -> str:
 
 def _read_config(directory: Path, report: Report) -> Config | None:
     if not os.path.lexists(directory / CONFIG):
-        report(CONFIG, f"is missing{unfinished(directory)}: a model directory must have one")
+        if os.path.lexists(directory / ADAPTER_CONFIG):
+            report(
+                CONFIG,
+                f"is missing, and {ADAPTER_CONFIG} is there: this is an adapter, which only serve, check and "
+                "score merge; merge it into its base model, and give the merged model",
+            )
+        else:
+            report(CONFIG, f"is missing{unfinished(directory)}: a model directory must have one")
         return None
     raw = read_json(directory / CONFIG, report)
     generation: dict[str, Any] | None = {}

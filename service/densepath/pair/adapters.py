@@ -1,0 +1,138 @@
+"""LoRA adapters as PEFT saves them: merged once into their base model, in the cache.
+
+An adapter is read as a checkpoint: `whole_checkpoint` gives the directory of the merged model, which is then
+like any other. Its name in the cache is made of the contents of base and adapter, so that neither can change
+without a new merge.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from densepath.errors import InvalidPairError, InvalidRequestError
+from densepath.files import cache_directory, commit_directory
+from densepath.pair.checkpoint import ADAPTER_CONFIG, fingerprint
+
+WEIGHTS = "adapter_model.safetensors"
+_PACKAGES = ("peft", "torch", "transformers", "densepath")
+Say = Callable[[str], None]
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter and no model of its own."""
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").exists()
+
+
+def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
+    """The directory itself, or that of the merged model where it is an adapter.
+
+    `base` is the base model of an adapter; None takes the one that its config names. `say` is called before a
+    merge and after it. Raises InvalidRequestError where the base model is not here, and InvalidPairError
+    where the adapter cannot be merged.
+    """
+    if not is_adapter(directory):
+        return directory
+    config = _read_config(directory)
+    base = _base_of(directory, config, base)
+    if not (directory / WEIGHTS).is_file():
+        raise InvalidPairError(
+            f"{directory} is an adapter without {WEIGHTS}: save it in safetensors, since pickled files are "
+            "never loaded"
+        )
+    if find_spec("peft") is None:
+        raise InvalidRequestError(
+            f"{directory} is an adapter, which needs peft: install densepath with the extra cpu or cuda"
+        )
+    target = cache_directory("merged") / f"{directory.resolve().name}-{_key(directory, base)}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_name(f".{target.name}.lock")):
+        if not target.is_dir():
+            say(f"merging the adapter {directory} into its base model {base}, once")
+            _merge(directory, base, target)
+            say(f"merged: {target}")
+    return target
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InvalidPairError(
+            f"{directory / ADAPTER_CONFIG} cannot be read as the config of an adapter"
+        ) from error
+    if kind != "LORA":
+        raise InvalidPairError(
+            f"{directory} is an adapter of type {kind}: only LoRA can be merged; merge it yourself, and give "
+            "the directory of the merged model"
+        )
+    return dict(config)
+
+
+def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path:
+    named = config.get("base_model_name_or_path")
+    if base is None and not named:
+        raise InvalidRequestError(f"{directory} is an adapter that names no base model: give it by --base")
+    found = base or Path(str(named))
+    if not (found / "config.json").is_file():
+        hint = "--base must be the directory of a whole model" if base else "give its directory by --base"
+        raise InvalidRequestError(
+            f"{directory} is an adapter, and its base model {found} is not a model directory here: {hint}"
+        )
+    return found
+
+
+def _key(directory: Path, base: Path) -> str:
+    """The fingerprint of everything that decides the merged model."""
+    files = {
+        side: {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        for side, folder in (("base", base), ("adapter", directory))
+    }
+    return fingerprint({"files": files, "packages": {name: _version(name) for name in _PACKAGES}})
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _merge(directory: Path, base: Path, target: Path) -> None:
+    """In a child process, so that the memory of the model is free again."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        command = [sys.executable, "-m", "densepath.pair.merge", str(directory), str(base), str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise InvalidPairError(f"the adapter {directory} cannot be merged into {base}: {lines[-1]}")
+        commit_directory(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # The kernel drops the lock with the process: a killed merge locks nobody out.
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
