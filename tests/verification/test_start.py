@@ -153,7 +153,7 @@ async def test_transformers_that_take_longer_than_expected_are_ended(
     monkeypatch.setattr(oracle, "LATE", 1e-6)
     probes = [probe.sequence for probe in verifier(pair, said).probes().probes]
     job = OracleJob((str(pair.sft),), (200_000,), ("float32",), cuda=False, seconds=100.0)
-    with pytest.raises(oracle.TooSlowError, match="took over"):
+    with pytest.raises(oracle.TooSlowError, match="took more than"):
         await ask_oracle(job, probes)
 
 
@@ -166,7 +166,10 @@ async def test_always_refuses_what_cannot_be_verified(
     monkeypatch.setattr(start, "ask_oracle", lost)
     verdict = await verifier(pair, said)(Engine(pair))
     assert verdict.reason == "transformers has no such architecture"
-    with pytest.raises(InvalidPairError, match="cannot be verified, and must be: transformers has no such"):
+    with pytest.raises(
+        InvalidPairError,
+        match="cannot be verified, and --verify always requires it: transformers has no such",
+    ):
         await verifier(pair, said, Verify.ALWAYS)(Engine(pair))
 
 

@@ -24,16 +24,16 @@ from densepath.client.retry import Sending
 T = TypeVar("T")
 
 IN_FLIGHT = 4
-"""Most requests of one call that run at the same time at one replica. Together they fit its queue."""
+"""The largest number of requests of one call that run at the same time at one replica. They fit its queue."""
 
 BATCHES = 2
-"""Batches of an iteration that run at the same time: while one is returned, the next is scored."""
+"""How many batches of `iter_score` run at the same time: while one is returned, the next is scored."""
 
 Slots = defaultdict[Replica, asyncio.Semaphore]
 
 
 class AsyncClient:
-    """As `Client`, for asyncio; the requests of a big batch are under way together.
+    """As `Client`, for asyncio. The requests of a large batch run at the same time.
 
     Close it, or use it in an `async with`.
     """
@@ -61,7 +61,7 @@ class AsyncClient:
         deadline: float | None = None,
         progress: Progress | None = None,
     ) -> Scores:
-        """As `Client.score`. When one request fails, the requests that still run are cancelled."""
+        """As `Client.score`. When one request fails, the requests that are still running are cancelled."""
         patience = Patience(deadline)
         options = Options(tuple(include), gamma, on_error)
         call = ScoreCall(self._core, items, options, model_version, progress)
@@ -79,9 +79,9 @@ class AsyncClient:
         model_version: str | None = None,
         deadline: float | None = None,
     ) -> AsyncGenerator[Score]:
-        """As `Client.iter_score`, but 2048 items are read ahead, and scored while scores are yielded.
+        """As `Client.iter_score`, but reads up to 2048 items ahead, and scores them while it yields scores.
 
-        What is under way is cancelled when the generator is closed: at once with `contextlib.aclosing`,
+        Running requests are cancelled when the generator is closed: at once with `contextlib.aclosing`, or
         soon after a `break` without it.
         """
         options = Options(tuple(include), gamma, on_error)
@@ -92,7 +92,8 @@ class AsyncClient:
             return await self._finish(batch(), Patience(deadline), slots)
 
         async def first() -> Scores:
-            await asyncio.wait([under_way[0]])  # unlike its result, it leaves the cancelling to `finally`
+            # Unlike `await task`, this does not cancel the task when it is cancelled itself: `finally` does.
+            await asyncio.wait([under_way[0]])
             return under_way.popleft().result()
 
         try:

@@ -33,7 +33,7 @@ from densepath.wire import MEDIA_TYPE, unpack_answer
 
 USAGE = ("prompt_tokens", "response_tokens", "cached_tokens")
 
-#: For an error without a code that is known here; 502 is a gateway's word for "cannot reach the service".
+#: For an error whose code is missing or unknown here. A gateway that cannot reach the service answers 502.
 _BY_STATUS: dict[int, type[DensepathError]] = {
     401: AccessError,
     403: AccessError,
@@ -52,7 +52,7 @@ _ITEM_INDEX = re.compile(r"\bitems\[(\d+)\]")
 
 @dataclass(frozen=True)
 class Answer:
-    """The scores of one request, their indexes those of the caller's list."""
+    """The scores of one request. Their indexes are those of the caller's list."""
 
     scores: tuple[Score, ...]
     model_version: str
@@ -60,7 +60,7 @@ class Answer:
 
 
 def read_json(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object of an answer; raises the error that it carries."""
+    """The JSON object of an answer. Raises the error that the answer carries."""
     raise_for_error(response)
     try:
         answer = json.loads(response.content)
@@ -72,10 +72,10 @@ def read_json(response: httpx.Response) -> dict[str, Any]:
 
 
 def read_rewards(response: httpx.Response, items: Sequence[AnyItem], options: Options) -> Answer:
-    """The scores of the items of one request; raises the error that the answer carries instead.
+    """The scores of the items of one request. Raises the error that the answer carries instead.
 
     Raises:
-        InternalError: the answer does not hold together: lengths, order, ids, a value that is not finite.
+        InternalError: the answer is inconsistent (lengths, order or ids), or a value is not finite.
     """
     try:
         raise_for_error(response)
@@ -99,7 +99,7 @@ def read_rewards(response: httpx.Response, items: Sequence[AnyItem], options: Op
 
 
 def raise_for_error(response: httpx.Response) -> None:
-    """Raise the error that an answer carries: the class of its code, or of its status if that is unknown."""
+    """Raise the error that an answer carries: the class of its code, or of its status for an unknown code."""
     if response.status_code == 200:
         return
     try:
@@ -110,7 +110,7 @@ def raise_for_error(response: httpx.Response) -> None:
 
 
 def renumbered(error: DensepathError, indexes: Sequence[int]) -> DensepathError:
-    """The same error, with `items[k]` of one request as `items[indexes[k]]` of the caller's list."""
+    """The same error, but `items[k]` of the request becomes `items[indexes[k]]` of the caller's list."""
 
     def caller(match: re.Match[str]) -> str:
         at = int(match[1])
@@ -143,12 +143,12 @@ def _rows(arrays: Mapping[str, npt.NDArray[Any]], n_items: int, options: Options
     if offsets[0] != 0 or offsets[-1] != len(rewards) or bool((offsets[1:] < offsets[:-1]).any()):
         _malformed("its offsets do not ascend from 0 to the number of rewards")
     asked = ["rewards"]
-    if len(rewards):  # an answer without a scored token may leave the extras out
+    if len(rewards):  # an answer without a scored token may omit the extras
         asked += [name for extra in options.include for name in _ARRAYS.get(extra, ())]
     for name in asked:
         array = arrays.get(name)
         if array is None or array.dtype != np.float32 or array.shape != rewards.shape:
-            _malformed(f"its {name} are not float32, one a reward")
+            _malformed(f"its {name} are not float32 with one value per reward")
         if not bool(np.isfinite(array).all()):
             _malformed(f"its {name} hold a value that is not finite")
     return _Rows(offsets, {name: arrays[name] for name in asked})
@@ -157,21 +157,21 @@ def _rows(arrays: Mapping[str, npt.NDArray[Any]], n_items: int, options: Options
 def _score(at: int, item: AnyItem, entry: object, rows: _Rows, options: Options) -> Score:
     where = f"items[{item.index}]"
     if not isinstance(entry, dict) or entry.get("index") != at or entry.get("id") != item.id:
-        _malformed(f"{where} is of another place or id than what was sent")
+        _malformed(f"{where} has another index or id than the item that was sent")
     n_T = rows.count(at)
     if entry.get("status") == "error" and options.on_error == "item":
         if n_T:
-            _malformed(f"{where} failed and has rewards")
+            _malformed(f"{where} failed, but has rewards")
         error = renumbered(_error(entry.get("error"), 0, None), _sent_as(at, item.index))
         return Score(item.index, item.id, error=error)
     if entry.get("status") != "ok":
-        _malformed(f"{where} has no status that was asked for")
+        _malformed(f"{where} has a status that this request does not allow")
     expected = _expected(item)
     if n_T == 0 or expected not in (None, n_T):
         _malformed(f"{where} has {n_T} rewards{'' if expected is None else f' for {expected} scored tokens'}")
     total, ended = _finite(entry.get("sum")), entry.get("ended")
     if total is None or not isinstance(ended, bool):
-        _malformed(f"{where} has no finite sum, or no ended")
+        _malformed(f"{where} has no finite sum, or no boolean ended")
     return Score(
         index=item.index,
         id=item.id,
@@ -186,7 +186,7 @@ def _score(at: int, item: AnyItem, entry: object, rows: _Rows, options: Options)
 
 
 def _details(item: AnyItem, entry: Mapping[str, Any], n_T: int, tokens: bool) -> dict[str, Any]:
-    """The parts of a score that are not one float a token: required where the contract promises them."""
+    """The parts of a score that are not one float per token, required where the contract promises them."""
     where, text = f"items[{item.index}]", isinstance(item, JsonItem)
     ids = _ints(entry.get("response_token_ids"), (n_T,), text or tokens, f"{where}.response_token_ids")
     span = isinstance(item, SpanItem)
@@ -220,7 +220,7 @@ def _ints(value: object, shape: tuple[int, ...], required: bool, where: str) -> 
 
 
 def _finite(value: Any) -> float | None:
-    if type(value) not in (float, int):  # bool is an int, and no sum
+    if type(value) not in (float, int):  # a bool is an instance of int, but not a sum
         return None
     try:
         number = float(value)

@@ -19,21 +19,21 @@ from densepath.client.results import Score, Scores
 from densepath.errors import InternalError, InvalidRequestError, ModelVersionMismatchError
 from densepath.wire import JSON_MEDIA_TYPE
 
-#: Seconds for each connect, each read, each write and a free connection; a deadline shortens them.
+#: Seconds for each connect, read and write, and for the wait for a free connection. A deadline shortens them.
 TIMEOUT = httpx.Timeout(connect=5, read=300, write=60, pool=300)
 
 BATCH_ITEMS = 1024
-"""How many items `iter_score` reads, scores and hands out together."""
+"""How many items `iter_score` reads, scores and yields together."""
 
-#: Called with the items that are done, refused ones included, and all items.
+#: Called with two counts: items that are done (refused ones included), and all items.
 Progress = Callable[[int, int], None]
 
 
 class Core:
-    """The state of a client, and everything it does but I/O.
+    """The state of a client, and everything that it does except I/O.
 
     Raises:
-        InvalidRequestError: a base URL or a key that no request can be made with.
+        InvalidRequestError: the base URL or the key cannot be used in a request.
     """
 
     def __init__(self, base_url: str | Sequence[str], api_key: str | None, pin: bool) -> None:
@@ -41,20 +41,20 @@ class Core:
         self.headers = _headers(api_key)
         self.served: str | None = None  # the version that was named when the pair was last asked for
         self.pinned: str | None = None
-        self._limits: dict[httpx.URL, Limits] = {}  # of each replica that was asked
+        self._limits: dict[httpx.URL, Limits] = {}  # of each replica that has answered GET /v1/pair
         self._pin = pin
 
     @property
     def limits(self) -> Limits | None:
-        """The limits of a request, once a replica was asked; of several, the smallest.
+        """The limits of a request, once a replica has answered; the smallest where several have.
 
-        Replicas are taken to be alike: one that answers is asked for all. What another with smaller limits
-        refuses is its error.
+        All replicas are assumed to have the same limits, so one answer is enough. If another replica has
+        smaller limits and refuses a request, its error is raised.
         """
         return Limits.smallest(self._limits.values()) if self._limits else None
 
     def pair(self) -> Exchange[dict[str, Any]]:
-        """GET /v1/pair; its limits and its version are kept."""
+        """GET /v1/pair. Reading its answer stores the pair's limits and version."""
         return Exchange("GET", "/v1/pair", self.replicas.order(b""), self._read_pair)
 
     def tokenize(self, text: str, add_special_tokens: bool) -> Exchange[list[int]]:
@@ -66,7 +66,7 @@ class Core:
     def batches(
         self, items: Iterable[Item], options: Options, version: str | None
     ) -> Iterator[Callable[[], ScoreCall]]:
-        """A function that makes the calls of one `iter_score`, all for one version of the pair."""
+        """For each batch of one `iter_score`, a function that makes its call. All use one pair version."""
         pinned = version or self.pinned or self.served
         if version is None and pinned is not None:
             self.remember(pinned)
@@ -76,7 +76,7 @@ class Core:
             first += len(batch)
 
     def remember(self, version: str) -> None:
-        """Pin the version of the first answer, where the client pins."""
+        """Pin the version of the first answer if this client was made with `pin`."""
         if self._pin and self.pinned is None:
             self.pinned = version
 
@@ -91,10 +91,10 @@ class Core:
 
 
 class ScoreCall:
-    """One call of `score`: read its items, numbered from `first`, plan its requests, join their answers.
+    """One call of `score`: reads its items, numbered from `first`, plans its requests and joins the answers.
 
     Raises:
-        InvalidItemError: with on_error "fail", an item that is none.
+        InvalidItemError: an item is invalid, and on_error is "fail".
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class ScoreCall:
         self._answers: list[Answer] = []
 
     def exchanges(self, in_flight: int) -> list[Exchange[Answer]]:
-        """The requests, for a service whose limits are known, `in_flight` of them at once at a replica."""
+        """The requests, of which `in_flight` run at the same time at a replica. The limits must be known."""
         if self._core.limits is None:
-            raise RuntimeError("a call is planned after the service's limits are known")
+            raise RuntimeError("a call can only be planned once the service's limits are known")
         plan = make_plan(
             self._items, self._refused, self._options, self._core.limits, self._core.replicas, in_flight
         )
@@ -124,7 +124,7 @@ class ScoreCall:
         return [self._exchange(chunk) for chunk in plan.chunks]
 
     def add(self, answer: Answer) -> None:
-        """Take the answer of one request."""
+        """Store the answer of one request."""
         self._answers.append(answer)
         self._tell()
 
@@ -132,18 +132,18 @@ class ScoreCall:
         """The scores of all items, in the order of the items, once every request is answered.
 
         Raises:
-            ModelVersionMismatchError: not all of one version, or of another than was asked for.
+            ModelVersionMismatchError: the answers have different versions, or not the requested one.
         """
         versions = {answer.model_version for answer in self._answers}
         if len(versions) > 1:
             raise ModelVersionMismatchError(
-                "the answers of this call are of two pair versions: the pair was swapped during the call, or "
-                "the replicas do not serve the same one; score all items again"
+                "the answers of this call come from two pair versions: the pair was swapped during the call, "
+                "or the replicas do not serve the same pair; score all items again"
             )
         version = next(iter(versions), self._version or self._core.served)
         if version is None or (self._version is not None and version != self._version):
             raise ModelVersionMismatchError(
-                "the service answered with another pair version than was asked for"
+                "the service answered with another pair version than the requested one"
             )
         if versions and not self._explicit:
             self._core.remember(version)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Exchange(Generic[T]):
-    """A request to any of `replicas`, tried in their order."""
+    """A request to one of `replicas`, which are tried in this order."""
 
     method: str
     path: str

@@ -1,8 +1,8 @@
 """The four forms of an item, read from plain dicts.
 
-Token ids may be lists of ints, integer arrays or torch tensors on any device. What cannot be put on the wire
-is refused here, as the service would; what only the pair can know (ids out of range, the context length) is
-left to the service.
+Token ids may be lists of ints, integer arrays or torch tensors on any device. An item that the wire format
+cannot carry is refused here with the service's error. Checks that need the pair (the range of ids, the
+context length) are left to the service.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from densepath.errors import InvalidItemError
 
 Item = Mapping[str, object]
 
-_BYTES_A_TOKEN = 8 + 1  # int64 and the mask: an upper bound
+_BYTES_A_TOKEN = 8 + 1  # an int64 id and its byte of the mask: an upper bound
 _BYTES_AN_ITEM = 16  # its offset and its response_start
 
 _FORMS: dict[str, tuple[frozenset[str], frozenset[str]]] = {  # form → required, optional
@@ -39,12 +39,12 @@ class _Sequence:
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens of the service's queue it takes."""
+        """How many tokens it takes in the service's queue."""
         return len(self.token_ids)
 
     @property
     def n_bytes(self) -> int:
-        """An upper bound of its bytes in a body."""
+        """An upper bound of the bytes that it takes in a body."""
         return _BYTES_AN_ITEM + _BYTES_A_TOKEN * self.n_tokens + _id_bytes(self.id)
 
 
@@ -56,7 +56,7 @@ class TokenItem(_Sequence):
 
     @property
     def prompt_key(self) -> bytes:
-        """The same for the items of one prompt, in whichever of the two forms of token ids."""
+        """Equal for all items with the same prompt, in either of the two forms of token ids."""
         return _digest(self.token_ids[: self.response_start].tobytes())
 
 
@@ -68,7 +68,7 @@ class SpanItem(_Sequence):
 
     @property
     def prompt_key(self) -> bytes:
-        """As `TokenItem.prompt_key`: the prompt is what comes before the first scored token."""
+        """As `TokenItem.prompt_key`. The prompt is everything before the first scored token."""
         return _digest(self.token_ids[: self.response_mask.argmax()].tobytes())
 
 
@@ -83,12 +83,12 @@ class JsonItem:
 
     @property
     def n_tokens(self) -> int:
-        """An upper bound of its tokens: no tokenizer makes more tokens than there are bytes."""
+        """An upper bound of its tokens: no tokenizer makes more tokens than the text has bytes."""
         return len(self.body)
 
     @property
     def n_bytes(self) -> int:
-        """How many bytes of a body it takes, with its comma."""
+        """How many bytes it takes in a body, its comma included."""
         return len(self.body) + 1
 
 
@@ -99,7 +99,7 @@ def read_item(index: int, item: Item) -> AnyItem:
     """The item that a dict holds.
 
     Raises:
-        InvalidItemError: not one of the four forms, or a field that the wire cannot carry.
+        InvalidItemError: the dict has none of the four forms, or a field that the wire format cannot carry.
     """
     where = f"items[{index}]"
     form = _form(item, where)
@@ -151,10 +151,10 @@ def _mask(value: object, length: int, where: str) -> npt.NDArray[np.uint8]:
 
 
 def _integers(value: object) -> npt.NDArray[np.int64] | None:
-    """A flat int64 array, or None where a value is anything but an integer: True and 2.0 are not."""
+    """A flat int64 array, or None if a value is not an integer. True and 2.0 do not count as integers."""
     value = _from_torch(value)
     if isinstance(value, (list, tuple)):
-        kinds = set(map(type, value))  # of the values' types there are few, of the values many
+        kinds = set(map(type, value))  # checking each type once is faster than checking each value
         if any(not issubclass(kind, (int, np.integer)) or kind is bool for kind in kinds):
             return None
     elif not hasattr(value, "__array__") or np.asarray(value).dtype.kind not in "iu":
@@ -167,12 +167,12 @@ def _integers(value: object) -> npt.NDArray[np.int64] | None:
 
 
 def _from_torch(value: Any) -> Any:
-    """A torch tensor as a numpy array, without importing torch; anything else as it is."""
+    """A torch tensor as a numpy array, without importing torch. Anything else is returned unchanged."""
     if not any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__):
         return value
     try:
         return value.detach().cpu().numpy()
-    except (RuntimeError, TypeError):  # a layout or a dtype that numpy does not have: no integers
+    except (RuntimeError, TypeError):  # numpy lacks the layout or the dtype, so these are not integers
         return None
 
 
@@ -185,7 +185,7 @@ def _json(item: Item, where: str) -> bytes:
         ("chat_template_kwargs", (dict, type(None))),
     ):
         if field in item and not isinstance(item[field], kind):
-            _refuse(where, field, "is of another type than the contract's")
+            _refuse(where, field, "has another type than the contract requires")
     try:
         fields = {key: value for key, value in item.items() if not (key == "id" and value is None)}
         return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
@@ -198,7 +198,7 @@ def _digest(prompt: bytes) -> bytes:
 
 
 def _id_bytes(id_: str | None) -> int:
-    # Within the metadata the id is JSON inside JSON: at most 7 bytes for a UTF-16 unit, and its quotes.
+    # In the metadata the id is JSON inside JSON: at most 7 bytes for each UTF-16 unit, and the quotes.
     return 14 * len(id_) + 8 if id_ is not None else 8
 
 

@@ -15,18 +15,18 @@ from densepath.errors import (
 )
 
 RETRIES = 32
-"""The retry budget of a call, all its requests together: so many, one more for every REQUESTS_A_RETRY
-requests and one more for every second that it lasts. The first lets four requests under way ride out a
-restart together; the second keeps a call of a thousand requests from multiplying the load on a service that
-fails."""
+"""The retry budget of a call, for all of its requests together: this many retries, one more for every
+REQUESTS_A_RETRY requests, and one more for every second that the call lasts. With the first term, four
+requests at a time survive a restart of the service. The second limits the load that a call of a thousand
+requests adds to a failing service."""
 REQUESTS_A_RETRY = 5
 
 
 class Patience:
-    """What a whole call may take: seconds, its retries included, and retries, all its requests together.
+    """What a whole call may take: seconds (retries included), and retries (of all its requests together).
 
     Raises:
-        InvalidRequestError: seconds that are not finite and above 0.
+        InvalidRequestError: `seconds` is not finite and above 0.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -39,10 +39,10 @@ class Patience:
         self._end = math.inf if seconds is None else self._start + seconds
 
     def left(self) -> float | None:
-        """The seconds that are left, or None for no deadline.
+        """The seconds that are left, or None if there is no deadline.
 
         Raises:
-            DeadlineExceededError: none are left.
+            DeadlineExceededError: no time is left.
         """
         if self.seconds is None:
             return None
@@ -52,7 +52,7 @@ class Patience:
         return left
 
     def timeout(self, timeout: httpx.Timeout) -> httpx.Timeout:
-        """The same timeouts, none of them longer than what is left."""
+        """The same timeouts, each shortened to the time that is left."""
         left = self.left()
         if left is None:
             return timeout
@@ -62,15 +62,15 @@ class Patience:
         return httpx.Timeout(**capped)
 
     def headers(self) -> dict[str, str]:
-        """X-Request-Timeout, so that the service stops working when nobody waits any more."""
+        """X-Request-Timeout, so that the service stops working when the caller no longer waits."""
         left = self.left()
         return {} if left is None else {"X-Request-Timeout": f"{max(left, 0.001):.3f}"}
 
     def spend(self, wait: float, error: UnavailableError | RequestTimeoutError) -> None:
-        """Take one retry, `seconds` from now, after the error.
+        """Take one retry from the budget, to be sent `wait` seconds from now, after `error`.
 
         Raises:
-            DeadlineExceededError: it would come too late. At once: waiting for it helps nobody.
+            DeadlineExceededError: the retry would come after the deadline. It is raised without waiting.
             UnavailableError: the budget is spent.
         """
         if monotonic() + wait >= self._end:

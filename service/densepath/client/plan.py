@@ -23,10 +23,10 @@ _ENVELOPE_BYTES = 4096  # the other fields of a request, and a safetensors heade
 
 @dataclass(frozen=True)
 class Options:
-    """What a call asks for beside its items.
+    """What a call asks for besides its items.
 
     Raises:
-        InvalidRequestError: an option that the contract does not have.
+        InvalidRequestError: the contract does not allow an option's value.
     """
 
     include: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Limits:
 
     @classmethod
     def of(cls, pair: Mapping[str, object]) -> Limits:
-        """The limits that `GET /v1/pair` answers."""
+        """The limits in the answer of `GET /v1/pair`."""
         limits = pair.get("limits")
         values: list[Any] = [
             limits.get(name) if isinstance(limits, dict) else None for name in cls.__dataclass_fields__
@@ -76,15 +76,15 @@ class Limits:
 
     @classmethod
     def smallest(cls, of_all: Iterable[Limits]) -> Limits:
-        """What every one of them takes."""
+        """Limits that fit all of them: each value is the smallest."""
         return cls(*(min(values) for values in zip(*map(astuple, of_all), strict=True)))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Items of one form that travel in one request, to the first of `replicas` that can be reached.
+    """Items of one form that are sent in one request, to the first of `replicas` that can be reached.
 
-    Their prompts belong to the first; the order of the others is that of the first item's prompt.
+    All their prompts belong to the first replica. The others are in the order of the first item's prompt.
     """
 
     items: tuple[AnyItem, ...]
@@ -103,7 +103,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """The chunks of a call, and the items that never leave: index → reason."""
+    """The chunks of a call, and the items that are not sent: index → reason."""
 
     chunks: tuple[Chunk, ...]
     refused: dict[int, DensepathError]
@@ -112,9 +112,9 @@ class Plan:
 def read_items(
     items: Iterable[Item], options: Options, first: int = 0
 ) -> tuple[list[AnyItem], dict[int, DensepathError]]:
-    """The items, numbered from `first`, and index → reason of those that are none.
+    """The items, numbered from `first`, and index → reason for those that are invalid.
 
-    With on_error "fail" the first of those raises.
+    With on_error "fail", the first invalid item raises its error.
     """
     read: list[AnyItem] = []
     refused: dict[int, DensepathError] = {}
@@ -138,7 +138,7 @@ def make_plan(
     replicas: Replicas,
     in_flight: int,
 ) -> Plan:
-    """Chunks within the limits, so small that `in_flight` of them together fit a replica's queue."""
+    """Chunks within the limits. They are so small that `in_flight` of them fit a replica's queue together."""
     room = limits.max_body_bytes - _ENVELOPE_BYTES
     tokens = max(1, limits.max_queued_tokens // in_flight)
     too_large = {item.index: _too_large(item, limits) for item in items if item.n_bytes > room}
@@ -181,7 +181,7 @@ def _split(
 def _too_large(item: AnyItem, limits: Limits) -> BodyTooLargeError:
     where = f"items[{item.index}]"
     return BodyTooLargeError(
-        f"{where} alone may take {item.n_bytes} bytes; a request may have {limits.max_body_bytes}",
+        f"{where} alone may need {item.n_bytes} bytes; a request can have {limits.max_body_bytes} at most",
         param=where,
     )
 

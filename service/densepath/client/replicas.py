@@ -1,11 +1,11 @@
 """The replicas of a service: which one a prompt belongs to, and which one is skipped for a while.
 
-A prompt belongs to the replica that rendezvous hashing puts first for it, so that its rollouts meet the
-prefix that is cached there. When a replica goes, its prompts alone move, each to the next in its own order.
+A prompt belongs to the replica that rendezvous hashing ranks first for it, so that its rollouts find their
+prefix cached there. When a replica fails, only its own prompts move, each to the next replica in its order.
 
-Passive health: a replica that fails is passed over for 1 s, for twice as long after each failure that
-follows once it was tried again, at most 30 s, and never for less than its Retry-After. Where every replica
-is passed over, the one whose time is up first is tried. An answer of any kind clears it.
+Health is passive: a replica that fails is skipped for 1 s. Each time that it is tried again and fails, it is
+skipped for twice as long, up to 30 s, and never for less than its Retry-After. If every replica is skipped,
+the one whose time ends first is tried. Any answer ends the skipping.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REST_MAX_SECONDS = 30.0
 
 
 class Replica:
-    """One service. Several threads may use it: what one overwrites of another's, the next answer mends."""
+    """One service. Threads may share it: if one overwrites another's update, the next answer corrects it."""
 
     def __init__(self, url: httpx.URL) -> None:
         self.url = str(url).rstrip("/")
@@ -34,7 +34,7 @@ class Replica:
         self._refuses_until = 0.0
 
     def weight(self, key: bytes) -> bytes:
-        """What rendezvous hashing ranks the replicas of a key by."""
+        """The weight by which rendezvous hashing ranks the replicas for a key."""
         return hashlib.blake2b(key, key=self._salt, digest_size=16).digest()
 
     def failed(self, retry_after: int | None) -> None:
@@ -46,7 +46,7 @@ class Replica:
         self._rests_until = max(now + rest, self._refuses_until)
 
     def answered(self, retry_after: int | None) -> None:
-        """It has answered, possibly with a request to come back later."""
+        """Note that it has answered, possibly with a Retry-After."""
         self._failures, self._rests_until = 0, 0.0
         self._refuses_until = monotonic() + (retry_after or 0)
 
@@ -55,19 +55,19 @@ class Replica:
         return monotonic() < self._rests_until
 
     def retry_after(self) -> float:
-        """The seconds that are left of its last Retry-After."""
+        """How many seconds of its last Retry-After are left."""
         return max(0.0, self._refuses_until - monotonic())
 
     def back(self) -> float:
-        """Until when it is skipped, on the monotonic clock."""
+        """The time of the monotonic clock until which it is skipped."""
         return self._rests_until
 
 
 class Replicas:
-    """The replicas of one service, in no order of their own.
+    """The replicas of one service. The order of their URLs does not matter.
 
     Raises:
-        InvalidRequestError: no URL, or one that no request can be made with.
+        InvalidRequestError: there is no URL, or one that cannot be used in a request.
     """
 
     def __init__(self, base_url: str | Sequence[str]) -> None:
@@ -80,7 +80,7 @@ class Replicas:
         return iter(self._all)
 
     def order(self, key: bytes) -> tuple[Replica, ...]:
-        """The order in which they are tried for a key: those that rest come last."""
+        """The order in which they are tried for a key. Those that are skipped now come last."""
         if len(self._all) == 1:
             return self._all
         ranked = sorted(self._all, key=lambda replica: replica.weight(key), reverse=True)
@@ -88,7 +88,7 @@ class Replicas:
 
 
 def choose(order: Sequence[Replica]) -> Replica:
-    """The first that is not skipped, or else the one that is skipped for the shortest time."""
+    """The first that is not skipped. If all are, the one whose skipping ends first."""
     return next((replica for replica in order if not replica.rests()), min(order, key=Replica.back))
 
 

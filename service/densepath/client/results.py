@@ -28,20 +28,21 @@ class Score:
     """The item's place in the list that was sent."""
     id: str | None = None
     reward_T: Float32 | None = None
-    """`log p_sft - log p_reference` of each scored token."""
+    """`log p_sft - log p_reference` of each scored token, in nats."""
     logp_sft_T: Float32 | None = None
-    """With include "logprobs", as `logp_reference_T`."""
+    """With include "logprobs"; the same holds for `logp_reference_T`."""
     logp_reference_T: Float32 | None = None
     return_T: Float32 | None = None
     """With include "returns": `G_t = r_t + gamma * G_{t+1}`."""
     response_token_ids: Int64 | None = None
-    """`[T]`: always for text and chat items, otherwise with include "tokens"."""
+    """`[T]`: always for text and chat items, and for other items with include "tokens"."""
     positions: Int64 | None = None
-    """`[T]`, spans form: the index in `token_ids` of each reward."""
+    """`[T]`, for the spans form: the index in `token_ids` of each reward."""
     tokens: tuple[str, ...] | None = None
     """T strings, with include "tokens"."""
     offsets: Int64 | None = None
-    """`[T, 2]`, text and chat items with include "tokens": Unicode characters of the response string."""
+    """`[T, 2]`, for text and chat items with include "tokens": start and end of each token in the response
+    string, in Unicode characters."""
     sum: float | None = None
     ended: bool | None = None
     """Whether the last scored token is an end-of-sequence token."""
@@ -50,7 +51,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of one call, all made by one pair version."""
+    """The scores of one call. All come from one version of the pair."""
 
     items: tuple[Score, ...]
     model_version: str
@@ -67,11 +68,11 @@ class Scores:
         return self.items[index]
 
     def padded(self) -> tuple[Float32, npt.NDArray[np.bool_]]:
-        """`(reward_N_T, mask_N_T)`: float32 and bool, T the length of the longest item.
+        """`(reward_N_T, mask_N_T)`: float32 and bool. T is the length of the longest item.
 
-        The mask is True where there is a reward. Past an item's end the reward is 0; the whole row of a
-        failed item is NaN with mask False, so a sum that forgets the mask shows it instead of taking the
-        failure for a reward of 0.
+        The mask is True where there is a reward. After an item's end, the reward is 0. The whole row of a
+        failed item is NaN with mask False: a sum that forgets the mask becomes NaN, and does not count the
+        failure as a reward of 0.
         """
         longest = max((len(item.reward_T) for item in self.items if item.reward_T is not None), default=0)
         reward_N_T = np.zeros((len(self.items), longest), np.float32)
@@ -86,6 +87,6 @@ class Scores:
 
     def padded_torch(self, device: Any = "cpu") -> tuple[Any, Any]:
         """`padded` as torch tensors on a device: float32 and bool. torch must be installed."""
-        torch = import_module("torch")  # by name: the client depends on no torch
+        torch = import_module("torch")  # by name, because the client does not depend on torch
         reward_N_T, mask_N_T = self.padded()
         return torch.from_numpy(reward_N_T).to(device), torch.from_numpy(mask_N_T).to(device)

@@ -1,10 +1,10 @@
-"""The attempts of one request: where each goes, and how long after the one before.
+"""The attempts of one request: to which replica each goes, and how long it waits after the one before.
 
-Scoring is a pure function, so sending a request again is always safe. It is sent again after 408, 429, 502
-and 503 and when the connection fails. After a replica's failure it goes at once to the next that does not
-rest. Where none is left it waits, for what is left of Retry-After and a random time whose bound doubles
-each time (full jitter), and then every replica may be tried again. Nothing else is sent again: the answer
-would be the same.
+Scoring is a pure function, so it is always safe to send a request again. It is sent again after 408, 429, 502
+and 503, and when the connection fails. After a replica's failure it goes at once to the next replica that is
+not skipped. If there is none, it waits for the rest of Retry-After plus a random time whose bound doubles
+with each wait (full jitter). Then every replica may be tried again. After any other error the request is not
+sent again, because the answer would be the same.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from densepath.errors import (
 )
 
 ATTEMPTS = 6
-"""How often a request is tried where there is no deadline, not counting those that follow the one before at
-once at another replica; with a deadline, as often as there is time."""
+"""How often a request is tried if there is no deadline. Attempts that go to another replica without a wait do
+not count. With a deadline, a request is tried as often as there is time."""
 
 _JITTER_SECONDS = 0.25
 _JITTER_MAX_SECONDS = 8.0
@@ -37,7 +37,7 @@ _LOST = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, 
 
 
 class Sending:
-    """An exchange on its way; called with an error it is the backoff hook of `stamina.retry_context`."""
+    """An exchange that is being sent. It is also callable: the backoff hook of `stamina.retry_context`."""
 
     def __init__(self, exchange: Exchange[Any], patience: Patience) -> None:
         self._exchange, self._patience = exchange, patience
@@ -48,9 +48,9 @@ class Sending:
 
     @contextmanager
     def attempt(self, timeout: httpx.Timeout) -> Iterator[dict[str, Any]]:
-        """The arguments of httpx's `request`, for a block that sends it and reads the answer.
+        """The arguments of httpx's `request`, for a `with` block that sends it and reads the answer.
 
-        What becomes of it is noted of the replica, and httpx's errors are raised as this package's.
+        The outcome is recorded at the replica, and httpx's errors are raised as this package's errors.
         """
         replica = self._fresh() or choose(self._exchange.replicas)
         self._tried.add(replica)
@@ -78,11 +78,11 @@ class Sending:
         replica.answered(None)
 
     def __call__(self, error: Exception) -> bool | float:
-        """The seconds to wait before the next attempt; False where another would only repeat the error.
+        """The seconds to wait before the next attempt, or False if it would only repeat the error.
 
         Raises:
-            DeadlineExceededError: no further attempt fits the deadline; its cause is the error.
-            UnavailableError: none fits the retry budget; its cause is the error.
+            DeadlineExceededError: another attempt would miss the deadline. Its cause is the error.
+            UnavailableError: the retry budget is spent. Its cause is the error.
         """
         if not isinstance(error, (UnavailableError, RequestTimeoutError)):
             return False

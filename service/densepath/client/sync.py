@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class Client:
-    """A service at `base_url`, used from one thread or many. Close it, or use it in a `with`.
+    """A client of the service at `base_url`, for one thread or many. Close it, or use it in a `with`.
 
-    `base_url` may be several URLs, of replicas that serve one pair with the same limits. Each prompt goes to
-    one of them, where its rollouts find its prefix cached; when a replica fails, its requests go to the
-    next, and it is passed over for a while.
+    `base_url` may be several URLs of replicas that serve the same pair with the same limits. Each prompt goes
+    to one of them, where its rollouts find its prefix cached. When a replica fails, its requests go to the
+    next one, and the failed replica is skipped for a while.
 
-    With `pin`, the pair version of the first answer is asked for ever after: once the service holds another
-    pair, `score` raises ModelVersionMismatchError. `timeout` bounds each connect, read, write and wait for
-    a free connection in seconds.
+    With `pin`, all later requests ask for the pair version of the first answer. If the service then holds
+    another pair, `score` raises ModelVersionMismatchError. `timeout` limits each connect, read, write and
+    wait for a free connection, in seconds.
     """
 
     def __init__(
@@ -56,32 +56,32 @@ class Client:
         deadline: float | None = None,
         progress: Progress | None = None,
     ) -> Scores:
-        """The rewards of the items, in their order, all from one pair version.
+        """The rewards of the items, in the order of the items, all from one pair version.
 
-        An item is a dict of one of four forms, with an optional `id`: `prompt_token_ids` and
+        An item is a dict in one of four forms, with an optional `id`: `prompt_token_ids` and
         `response_token_ids`; `token_ids` and `response_mask`; `prompt` and `response`; `messages` and
         `response` (the last two may have `append_eos`). Token ids are lists of ints, integer arrays or
-        torch tensors. However many items there are, the requests stay within the service's limits, and
-        what is sent again stays within a budget: 32 retries, one more for every 5 requests and for every
-        second.
+        torch tensors. There may be any number of items: the requests stay within the service's limits. The
+        retries of a call stay within a budget: 32, plus one for every 5 requests, plus one for every second.
 
         Args:
             items: at least one.
-            include: of "logprobs", "returns" and "tokens", what else to bring back.
-            gamma: of the returns, 0 to 1.
+            include: what else to return, from "logprobs", "returns" and "tokens".
+            gamma: the discount of the returns, 0 to 1.
             on_error: "fail" raises the error of the first bad item; "item" puts it in that item's `Score`.
-            model_version: refuse any other pair version; wins over a pinned one.
-            deadline: seconds for the whole call with its retries. None: no limit, and 6 attempts a request,
-                those not counted that follow at once at another replica.
-            progress: called with the items that are done and all items, at the start and as answers come.
+            model_version: refuse any other pair version. It has precedence over a pinned version.
+            deadline: seconds for the whole call, retries included. None: no limit, but at most 6 attempts per
+                request; attempts that go to another replica without a wait do not count.
+            progress: called with the number of items that are done and the number of all items, at the start
+                and after each answer.
 
         Raises:
-            DensepathError: the class of the contract's code; `param` names the place, as in `items[3]`.
-            DeadlineExceededError: no answer within the deadline.
-            UnavailableError: no connection, or the retry budget is spent, or one of its subclasses for
-                "not now".
-            ModelVersionMismatchError: another pair version, or two of them within the call.
-            InternalError: an answer that does not hold together.
+            DensepathError: the class that belongs to the error's code. `param` names the place: `items[3]`.
+            DeadlineExceededError: there was no answer within the deadline.
+            UnavailableError: there is no connection, or the retry budget is spent. A subclass is raised if
+                the service cannot answer now.
+            ModelVersionMismatchError: the service has another pair version, or the call met two of them.
+            InternalError: an answer is inconsistent.
         """
         patience = Patience(deadline)
         options = Options(tuple(include), gamma, on_error)
@@ -100,18 +100,18 @@ class Client:
         model_version: str | None = None,
         deadline: float | None = None,
     ) -> Iterator[Score]:
-        """As `score`, for items that do not fit in memory: yields their scores in order, all of one version.
+        """As `score`, for items that do not fit in memory. Yields scores in order, all from one pair version.
 
-        At most 1024 items are read ahead of the score that is yielded. What fails raises when the first
-        score of the 1024 items around it would be yielded.
+        At most 1024 items are read ahead of the score that is yielded, and they are scored as one batch. The
+        error of a batch is raised where its first score would be yielded.
 
         Args:
             items: read as they are needed.
-            include: as in `score`, as are gamma and on_error.
-            gamma: of the returns.
-            on_error: "fail" or "item".
-            model_version: refuse any other pair version. None: the one that is pinned, or served at first.
-            deadline: seconds for each 1024 items, with their retries.
+            include: as in `score`.
+            gamma: as in `score`.
+            on_error: as in `score`.
+            model_version: refuse any other pair version. None: the pinned one, or that served at the start.
+            deadline: seconds for each batch of 1024 items, retries included.
 
         Raises:
             ModelVersionMismatchError: the pair was swapped before the end.
@@ -123,15 +123,15 @@ class Client:
             yield from self._finish(batch(), Patience(deadline))
 
     def pair(self) -> dict[str, Any]:
-        """The served pair, as `GET /v1/pair` answers: `version`, `context_length`, `limits` and more."""
+        """The answer of `GET /v1/pair`, which describes the served pair: `version`, `limits` and more."""
         return self._send(self._core.pair(), Patience(None))
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The token ids that the pair's tokenizer makes of a text."""
+        """The token ids of a text, from the pair's tokenizer."""
         return self._send(self._core.tokenize(text, add_special_tokens), Patience(None))
 
     def ready(self) -> bool:
-        """Whether a replica can be reached and can score now; one attempt at each."""
+        """Whether at least one replica can be reached and can score now. Each is asked once."""
         return any(map(self._is_ready, self._core.replicas))
 
     def close(self) -> None:

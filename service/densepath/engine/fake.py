@@ -1,7 +1,7 @@
 """An engine without models: log-probabilities from a hash, and a switch for each fault.
 
-The whole service is tested with it in milliseconds, and `densepath serve --engine fake` lets a client be
-developed without a model. Its numbers mean nothing.
+With it, tests of the whole service take milliseconds, and `densepath serve --engine fake` lets you develop a
+client without a model. Its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass
 class FakeScorer:
-    """Deterministic in the sequence's ids and positions alone."""
+    """Deterministic: a score depends only on the ids and positions of the sequence."""
 
     context_length: int = 4096
     gate: asyncio.Event | None = None  # when set, a score waits for it
@@ -37,7 +37,7 @@ class FakeScorer:
         """Nothing to load."""
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
-        """Pseudo log-probabilities in (-8, 0), cold or not."""
+        """Pseudo log-probabilities in (-8, 0). `cold` makes no difference."""
         self.started.set()
         try:
             if self.gate is not None:
@@ -63,7 +63,7 @@ class FakeScorer:
 
     @staticmethod
     def _ranked(sequence: Sequence, sft_T: Float32, reference_T: Float32, view: View) -> Ranked:
-        """Every scored token is the likeliest, and the ids below it follow, a nat apart."""
+        """Every scored token is the most likely one. The ids below it follow, each one nat less likely."""
         logp_T = (view.sft * sft_T + view.reference * reference_T).astype(np.float32)
         below_K = np.arange(view.top)
         return Ranked(

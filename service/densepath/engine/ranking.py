@@ -1,7 +1,8 @@
-"""Scored tokens among their whole vocabulary: what a `View` asks for beside the two log-probabilities.
+"""Ranks of scored tokens in the whole vocabulary: what a `View` asks for besides the two log-probabilities.
 
-A table of ranked tokens is float32 [R, 2 + 2 K], since it travels in one tensor with the log-probabilities:
-the token's own, its rank, the K likeliest ids and theirs. A float32 holds every integer up to 2^24.
+A table of ranked tokens is float32 [R, 2 + 2 K], because it is part of one tensor with the log-probabilities.
+Its columns are the token's own log-probability, its rank, the K most likely ids, and their log-probabilities.
+A float32 holds every integer up to 2^24.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_VOCAB_SIZE = 1 << 24
 
 
 def table_width(view: View | None) -> int:
-    """The columns of a table; 0 where nothing is ranked."""
+    """The number of columns of a table; 0 where nothing is ranked."""
     return 0 if view is None else 2 + 2 * view.top
 
 
@@ -30,16 +31,16 @@ def rank_tokens(
 ) -> torch.Tensor:
     """The table of R tokens, from each model's log-probabilities over its whole vocabulary, float32 [R, V].
 
-    Ranked are the ids that both vocabularies have: one may be padded further than the other. The rank is
-    vLLM's: how many tokens are at least as likely.
+    Only ids that both vocabularies have are ranked, because one may be padded further than the other. The
+    rank is defined as in vLLM: the number of tokens that are at least as likely.
     """
     import torch
 
     shared = slice(min(logp_sft_R_V.shape[1], logp_reference_R_V.shape[1]))
     logp_sft_R_V, logp_reference_R_V = logp_sft_R_V[:, shared], logp_reference_R_V[:, shared]
     if logp_sft_R_V.shape[1] > MAX_VOCAB_SIZE:
-        raise ValueError(f"a vocabulary over {MAX_VOCAB_SIZE} ids cannot be ranked in float32")
-    # A model of weight 0 is left out: 0 times minus infinity is no number.
+        raise ValueError(f"a vocabulary of more than {MAX_VOCAB_SIZE} ids cannot be ranked in float32")
+    # A model of weight 0 is left out, because 0 times minus infinity is NaN.
     weighted = [(view.sft, logp_sft_R_V), (view.reference, logp_reference_R_V)]
     parts = [logp_R_V if weight == 1 else weight * logp_R_V for weight, logp_R_V in weighted if weight]
     logp_R_V = reduce(torch.add, parts)
@@ -50,7 +51,7 @@ def rank_tokens(
 
 
 def read_table(table_T: NDArray[np.float32], view: View) -> Ranked:
-    """The table of one sequence, its columns told apart."""
+    """The columns of the table of one sequence."""
     ids, values = slice(2, 2 + view.top), slice(2 + view.top, None)
     return Ranked(
         logp_T=table_T[:, 0].copy(),

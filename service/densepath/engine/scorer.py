@@ -14,8 +14,9 @@ from densepath.sequences import Sequence
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Log-probabilities over the vocabulary, `sft * log p_sft + reference * log p_reference`, and how many
-    of the most likely tokens to name at each scored one. One model alone is (1, 0) or (0, 1).
+    """Weights of the log-probabilities `sft * log p_sft + reference * log p_reference` over the vocabulary,
+    and how many of the most likely tokens to return at each scored token. One model alone is (1, 0) or (0,
+    1).
     """
 
     sft: float
@@ -25,11 +26,11 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The scored tokens among their whole vocabulary, as a `View` sees them."""
+    """Ranks of the scored tokens in the whole vocabulary, under the weights of a `View`."""
 
     logp_T: NDArray[np.float32]  # of the scored token
-    rank_T: NDArray[np.int64]  # how many tokens are as likely or likelier, itself counted: 1 is the likeliest
-    top_ids_T_K: NDArray[np.int64]  # the likeliest first
+    rank_T: NDArray[np.int64]  # how many tokens are at least as likely, itself included: 1 is the most likely
+    top_ids_T_K: NDArray[np.int64]  # the most likely first
     top_logp_T_K: NDArray[np.float32]
 
 
@@ -37,45 +38,45 @@ class Ranked:
 class Scored:
     """Both models' log-probabilities of the scored tokens: float32 [T] each, natural logarithm.
 
-    They may hold NaN or infinity when a model is broken: `rewards.rewards` refuses those.
+    They may hold NaN or infinity if a model is broken; `rewards.rewards` refuses such values.
     """
 
     logp_sft_T: NDArray[np.float32]
     logp_reference_T: NDArray[np.float32]
     cached_tokens: int
-    ranked: Ranked | None = None  # where a view was asked for
+    ranked: Ranked | None = None  # set if a view was requested
 
 
 class Scorer(Protocol):
-    """Scores sequences under one pair. `score` may be awaited many times at once."""
+    """Scores sequences with one pair. Many calls of `score` may run at the same time."""
 
     context_length: int  # tokens
-    dtype: str  # that the models are computed in, by torch's name
+    dtype: str  # torch's name of the dtype in which the models are computed
 
     async def start(self) -> None:
-        """Load the pair. Scoring is possible from then on."""
+        """Load the pair. After this, sequences can be scored."""
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
-        """Score one sequence by teacher forcing at temperature 1, and rank its tokens where a view is given.
+        """Score one sequence by teacher forcing at temperature 1, and rank its tokens if a view is given.
 
-        A cold call takes nothing from the prefix cache: every row is computed anew.
+        A cold call reads nothing from the prefix cache, so every row is computed again.
 
-        Cancelling the call cancels its work in the engine. Raises EngineUnavailableError when the engine
-        is gone.
+        Cancelling the call cancels its work in the engine. Raises EngineUnavailableError if the engine has
+        died.
         """
 
     def alive(self) -> bool:
         """Whether the engine can still answer."""
 
     async def died(self) -> None:
-        """Return when a started engine is gone; never before."""
+        """Wait until a started engine has died, and then return."""
 
     async def close(self) -> None:
         """Free the models and end the engine's processes."""
 
 
 def engine_died() -> EngineUnavailableError:
-    """The one error of an engine that is gone."""
+    """The error that is raised wherever a dead engine is noticed."""
     return EngineUnavailableError(
-        "the engine has died, and this service ends: its log has the reason", retry_after=30
+        "the engine has died, and this service is stopping: its log gives the reason", retry_after=30
     )

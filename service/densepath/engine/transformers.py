@@ -1,4 +1,4 @@
-"""The oracle: models in plain transformers, one sequence at a time. Slow, and trusted."""
+"""The oracle: plain transformers, one sequence at a time. It is slow, and its numbers are trusted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def load_model(directory: Path, *, dtype: str = "float32", **placement: Any) -> Any:
-    """One checkpoint in transformers, with eager attention. `placement` goes to `from_pretrained`.
+    """One checkpoint in transformers, with eager attention. `placement` is passed to `from_pretrained`.
 
-    Eager, because Gemma 2's soft-capped attention is what the model computes, and transformers' default
-    leaves the cap out. Raises InvalidPairError where a tensor is missing or has another shape: transformers
-    would draw it at random.
+    Attention is eager because transformers' default omits the soft cap of Gemma 2's attention. Raises
+    InvalidPairError if a tensor is missing or has another shape: transformers would fill it with random
+    values.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -39,7 +39,7 @@ def load_model(directory: Path, *, dtype: str = "float32", **placement: Any) -> 
     lost = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
     if lost:
         raise InvalidPairError(
-            f"{len(lost)} of the tensors that transformers needs are missing or of another shape, such as "
+            f"{len(lost)} of the tensors that transformers needs are missing or have another shape, such as "
             f"{lost[0]}"
         )
     return model.eval()
@@ -49,7 +49,7 @@ def logprobs_over_vocabulary(model: Any, sequence: Sequence) -> torch.Tensor:
     """Log-probabilities over the vocabulary at each scored position, float32 [T, V] on its device."""
     import torch
 
-    # A model that passes through memory layer by layer lies nowhere, and moves its inputs itself.
+    # An offloaded model (layer by layer) reports the device "meta", and moves its inputs itself.
     device = "cpu" if model.device.type == "meta" else model.device
     row_T = torch.from_numpy(sequence.positions_T - 1).to(device)
     token_ids_1_L = torch.from_numpy(sequence.token_ids_L)[None].to(device)
@@ -73,7 +73,7 @@ class TransformersScorer:
         self._one_at_a_time = asyncio.Lock()
 
     def load(self) -> None:
-        """Load both models, into memory of their own: a file that is rewritten later changes no number."""
+        """Load both models without memory-mapping, so that rewriting a file later changes no number."""
         self._models = tuple(load_model(directory, disable_mmap=True) for directory in self._directories)
 
     def score_now(self, sequence: Sequence, view: View | None = None) -> Scored:
@@ -100,9 +100,9 @@ class TransformersScorer:
         await asyncio.to_thread(self.load)
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
-        """Score one sequence off the event loop; a cancelled call is dropped when its turn comes.
+        """Score one sequence off the event loop. A call that is cancelled before its turn is never computed.
 
-        There is no cache: every call is computed anew.
+        There is no cache, so `cold` makes no difference.
         """
         if not self._models:
             raise EngineUnavailableError("the engine is not running", retry_after=5)

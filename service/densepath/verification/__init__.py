@@ -1,5 +1,6 @@
-"""A verified start: the engine, as it will serve, is held against transformers before a number leaves it.
+"""A verified start: the engine, set up as it will serve, is compared with transformers before it answers.
 
-`probes` chooses the sequences, `oracle` scores them with transformers in a process of its own, `compare`
-judges the differences, `verdict` is what is told of them, `memory` remembers it, and `start` runs it all.
+`probes` chooses the sequences. `oracle` scores them with transformers in a separate process. `compare` judges
+the differences. `verdict` holds what is reported about them, `memory` stores it, and `start` runs all of
+this.
 """

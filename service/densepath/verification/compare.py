@@ -1,4 +1,4 @@
-"""Scores of the probes by the engine, and how far they are from transformers' and from each other."""
+"""The engine's scores of the probes, and how much they differ from transformers' and from each other."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from densepath.verification.verdict import Difference
 
 Float32 = NDArray[np.float32]
 FLOAT32 = "float32"
-#: float32 against float32: what differs is the order of sums.
+#: Limit for float32 against float32, in nats: only the order of sums differs.
 FLOAT32_LIMIT = 1e-3
-#: In 16 bits, a difference may be so many times transformers' own largest 16-bit one, over all tokens …
+#: The limit in 16 bits for a single token: this many times the largest difference between transformers in 16
+#: bits and in float32, over all tokens.
 LARGEST_RATIO = 3.0
-#: … and the mean over a probe so many times transformers' own, over that probe or over all tokens, the larger
-#: of the two, where the probe has enough tokens for a mean.
+#: The limit in 16 bits for the mean over a probe: this many times transformers' own mean difference, over
+#: that probe or over all tokens, whichever is larger. It applies to probes with enough tokens for a mean.
 MEAN_RATIO = 2.5
 MEAN_TOKENS = 8
 
-#: How the engine scored: what it wrote before, and what it was asked for at once, must not change a score.
+#: How the engine scored → its scores. Neither the cache nor the other requests of a batch may change a score.
 Rounds = Mapping[str, list[Scored]]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Nats that a log-probability of one model may be off."""
+    """How far a log-probability of one model may be off, in nats."""
 
     largest: float
     mean_N: tuple[float, ...]  # over each probe of at least MEAN_TOKENS tokens
@@ -41,7 +42,7 @@ class Limit:
 async def score_rounds(scorer: Scorer, probes: tuple[Probe, ...]) -> dict[str, list[Scored]]:
     """Score all probes alone and together, cold and with the prefix cache.
 
-    Raises InvalidPairError that names the probe where the engine gives no number.
+    Raises InvalidPairError, which names the probe, if the engine gives no number.
     """
 
     async def score(probe: Probe, cold: bool) -> Scored:
@@ -70,7 +71,7 @@ async def score_rounds(scorer: Scorer, probes: tuple[Probe, ...]) -> dict[str, l
 
 
 def largest_noise(rounds: Rounds) -> float:
-    """The largest difference of the engine from itself, in nats, over all rounds and both models."""
+    """The largest difference between any two rounds of the engine, in nats, over both models."""
     return max(
         (
             float(np.abs(a - b).max())
@@ -83,7 +84,7 @@ def largest_noise(rounds: Rounds) -> float:
 
 
 def derive_limit(dtype: str, oracle: Mapping[str, list[Float32]]) -> Limit:
-    """What one model may be off, from transformers' own answers in float32 and in `dtype`."""
+    """The limit for one model, from transformers' own answers in float32 and in `dtype`."""
     if dtype == FLOAT32:
         return Limit(FLOAT32_LIMIT, (FLOAT32_LIMIT,) * len(oracle[FLOAT32]))
     off_N_T = [np.abs(a.astype(np.float64) - b) for a, b in zip(oracle[dtype], oracle[FLOAT32], strict=True)]
@@ -104,7 +105,7 @@ def judge(
 ) -> Difference:
     """The difference of one model's log-probabilities from transformers' float32, over all rounds.
 
-    Raises InvalidPairError, which names the model, the probe and the round, where it is past the limit.
+    Raises InvalidPairError, which names the model, the probe and the round, if it is larger than the limit.
     """
     worst = 0.0
     total, count = 0.0, 0
@@ -114,7 +115,7 @@ def judge(
             off_T = np.abs(got_T.astype(np.float64) - want_T)
             largest, mean = float(off_T.max()), float(off_T.mean())
             worst, total, count = max(worst, largest), total + float(off_T.sum()), count + len(off_T)
-            # Asked so that what is not a number fails.
+            # Written so that NaN fails.
             within = largest <= limit.largest and (len(off_T) < MEAN_TOKENS or mean <= mean_limit)
             if not within and (failed is None or largest > failed[0]):
                 failed = (largest, f"{probe.name}, {how}", mean_limit)

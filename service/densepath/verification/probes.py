@@ -10,22 +10,22 @@ import numpy as np
 
 from densepath.sequences import Sequence
 
-#: What configs call the longest distance over which a layer attends.
+#: Names in configs for the longest distance over which a layer attends.
 WINDOWS = frozenset({"sliding_window", "sliding_window_size", "attention_chunk_size", "window_size"})
-#: What they call a length beyond which positions are treated in another way.
+#: Names in configs for a length beyond which positions are treated differently.
 BORDERS = frozenset({"original_max_position_embeddings", "floor_scale"})
-#: A longer probe would cost more than it can show; it is left out, and the verdict says so.
+#: A longer probe would cost more than it can show. It is left out, and the verdict reports this.
 MAX_PROBE_TOKENS = 20_000
-#: Tokens that are scored after an edge, so that a fault beyond it shows in more than a token or two.
+#: How many tokens are scored after an edge, so that a fault beyond it affects more than one or two tokens.
 AFTER = 24
-#: A prompt that fills a few blocks of any KV cache, so that its rollouts share it.
+#: The prompt fills a few blocks of any KV cache, so that its rollouts share them.
 SHARED_PROMPT_TOKENS = 100
 ROLLOUTS = 4
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A sequence, and in words what it is."""
+    """A sequence, with a short description as its name."""
 
     name: str
     sequence: Sequence
@@ -33,7 +33,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Probes:
-    """All probes of a pair, and in words those that are too long."""
+    """All probes of a pair, and the names of those that are left out because they are too long."""
 
     probes: tuple[Probe, ...]
     left_out: tuple[str, ...]
@@ -51,11 +51,11 @@ def choose_probes(
     context_length: int,
     tokens_per_step: int,
 ) -> Probes:
-    """The probes of two models by what their config.json says.
+    """The probes of two models, from their config.json.
 
     Args:
         configs: config.json of the SFT and of the reference.
-        vocab_size: ids go from 0 to below it.
+        vocab_size: ids are drawn from 0 to `vocab_size` - 1.
         context_length: tokens of the longest sequence that will be served.
         tokens_per_step: tokens after which the engine cuts a sequence or a batch into chunks.
     """
@@ -87,7 +87,7 @@ class _Builder:
         self.left_out: list[str] = []
 
     def add(self, name: str, length: int, *spans: tuple[int, int]) -> None:
-        """A random sequence of `length` tokens, scored at half-open spans; none where it is never served."""
+        """Add a random sequence of `length` tokens, scored at half-open spans, if such a length is served."""
         if length > min(self._context_length, MAX_PROBE_TOKENS):
             if length <= self._context_length:
                 self.left_out.append(name)
@@ -98,7 +98,7 @@ class _Builder:
         self.probes.append(Probe(name, Sequence(self._ids(length), np.unique(positions_T))))
 
     def add_rollouts(self) -> None:
-        """Responses to one prompt: all but the first find it in the prefix cache."""
+        """Add responses to one prompt. All but the first find it in the prefix cache."""
         prompt_ids = self._ids(min(SHARED_PROMPT_TOKENS, self._context_length // 2))
         for rollout in range(ROLLOUTS):
             room = self._context_length - len(prompt_ids)
@@ -109,7 +109,7 @@ class _Builder:
             )
 
     def add_chunk_edge(self, tokens_per_step: int) -> None:
-        """What a step cannot hold: one sequence, or several where the context is shorter than a step."""
+        """Add what does not fit in one step: one sequence, or several if the context is shorter."""
         length = tokens_per_step + AFTER
         if length <= self._context_length:
             edge = f"a sequence over the edge of a chunk ({tokens_per_step} tokens)"
@@ -125,7 +125,7 @@ class _Builder:
 
 
 def _values(configs: tuple[Mapping[str, Any], ...], names: Set[str]) -> set[int]:
-    """Every whole number above 0 that stands under one of the names, however deep."""
+    """All integers above 0 under one of the names, at any depth."""
     return {value for config in configs for value in _walk(config, names)}
 
 

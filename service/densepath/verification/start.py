@@ -32,19 +32,19 @@ from densepath.verification.oracle import OracleAnswer, OracleError, OracleJob, 
 from densepath.verification.probes import Probes, choose_probes
 from densepath.verification.verdict import Difference, Verdict, not_verified
 
-#: What `auto` lets transformers take; `always` waits for it.
+#: How long transformers may take with `auto`. With `always` there is no limit.
 AUTO_SECONDS = 600.0
 
-#: A model of up to so many bytes in float32 is computed by transformers while the engine starts.
+#: Models of up to this size in float32 are computed by transformers while the engine starts.
 BESIDE_BYTES = 2 << 30
 
-#: Starts an engine, and says whether its numbers are right. Raises InvalidPairError where they are not.
+#: Starts an engine, and reports whether its numbers are right. Raises InvalidPairError if they are wrong.
 Start = Callable[[Scorer], Awaitable[Verdict]]
 Say = Callable[[str], None]
 
 
 def start_unverified(reason: str) -> Start:
-    """Start an engine that is not held against anything."""
+    """Start an engine without comparing it with anything."""
 
     async def start(scorer: Scorer) -> Verdict:
         await scorer.start()
@@ -63,10 +63,10 @@ class Verifier:
     cuda: bool  # whether the engine takes a GPU
     verify: Verify
     say: Say
-    reasons: Callable[[], AbstractContextManager[None]] = nullcontext  # of an engine that ends of a probe
+    reasons: Callable[[], AbstractContextManager[None]] = nullcontext  # gives the reason if the engine dies
 
     async def __call__(self, scorer: Scorer) -> Verdict:
-        """Start the engine; it has the numbers of transformers, or could not be held against them."""
+        """Start the engine, and return the verdict: verified, or why it could not be compared."""
         folder = cache_directory("verified")
         key = combination(self.pair.version, self.arguments, self.device)
         if self.verify is Verify.AUTO and (known := recall(folder, key)) is not None:
@@ -74,7 +74,7 @@ class Verifier:
             return known
         verdict = await self._verify(scorer)
         if verdict.verified:
-            await asyncio.to_thread(self.pair.ensure_unchanged)  # it is remembered for the pair's version
+            await asyncio.to_thread(self.pair.ensure_unchanged)  # the verdict is stored for this version
             remember(folder, key, verdict)
         return verdict
 
@@ -91,7 +91,7 @@ class Verifier:
         begin = time.monotonic()
         asked = asyncio.ensure_future(self._ask(probes, scorer.dtype))
         try:
-            if self.cuda or self._large():  # the memory is for one of the two at a time
+            if self.cuda or self._large():  # memory suffices for only one of the two at a time
                 await asked
             await scorer.start()
             answer = await asked
@@ -104,7 +104,7 @@ class Verifier:
             self.say(verdict.line())
             return verdict
         verdict = _judge_pair(scorer.dtype, probes, rounds, answer)
-        self.say(f"{verdict.line()}; it took {time.monotonic() - begin:.1f} s, the start included")
+        self.say(f"{verdict.line()}; it took {time.monotonic() - begin:.1f} s, including the start")
         return verdict
 
     def _large(self) -> bool:
@@ -126,7 +126,7 @@ class Verifier:
         )
 
     async def _ask(self, probes: Probes, dtype: str) -> OracleAnswer | str:
-        """Transformers' answer, or why there is none. Raises InvalidPairError where there must be one."""
+        """Transformers' answer, or why there is none. Raises InvalidPairError if there must be one."""
         directories = (self.pair.sft, self.pair.reference)
         job = OracleJob(
             directories=tuple(map(str, directories)),
@@ -140,16 +140,17 @@ class Verifier:
         except OracleError as error:
             if self.verify is Verify.ALWAYS:
                 raise InvalidPairError(
-                    f"the engine cannot be verified, and must be: {error}; --verify auto serves it unverified"
+                    f"the engine cannot be verified, and --verify always requires it: {error}; --verify auto "
+                    "would serve it unverified"
                 ) from error
-            hint = "; --verify always waits for it" if isinstance(error, TooSlowError) else ""
+            hint = "; with --verify always there is no limit" if isinstance(error, TooSlowError) else ""
             return f"{error}{hint}"
 
 
 def _judge_pair(
     dtype: str, probes: Probes, rounds: Mapping[str, list[Scored]], answer: OracleAnswer
 ) -> Verdict:
-    """The verdict of both models. Raises InvalidPairError where one is past its limit."""
+    """The verdict on both models. Raises InvalidPairError if one is beyond its limit."""
     sft, reference = (
         {how: [getattr(scored, name) for scored in got] for how, got in rounds.items()}
         for name in ("logp_sft_T", "logp_reference_T")
@@ -179,6 +180,6 @@ def _judge_pair(
 
 
 def count_parameters(directory: Path) -> int:
-    """The elements of all tensors of a checkpoint, by the headers of its files."""
+    """The number of elements of all tensors of a checkpoint, from the headers of its files."""
     files = read_weights(directory, lambda *_: None).values()
     return sum(math.prod(tensor.shape) for tensors in files for tensor in tensors.values())

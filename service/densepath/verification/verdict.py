@@ -1,4 +1,4 @@
-"""What is told of a verification."""
+"""What is reported about a verification."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two engines, in nats, over all scored tokens of the probes."""
+    """The difference between two engines, in nats, over all scored tokens of the probes."""
 
     largest: float
     mean: float
@@ -15,23 +15,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the engine was held against transformers, and what came out; `reason` says why it was not."""
+    """Whether the engine was compared with transformers, and the result. If it was not, `reason` says why."""
 
     verified: bool
     reason: str | None = None
     at: int | None = None  # seconds since 1970
-    against: str | None = None  # in words: transformers' version, dtype, device
+    against: str | None = None  # a phrase with transformers' version, the dtype and the device
     sft: Difference | None = None  # of log p
     reference: Difference | None = None
     reward: Difference | None = None
-    limit: float | None = None  # nats: the largest difference of a log p that was let pass
-    noise: float | None = None  # nats: the largest difference of the engine from itself
+    limit: float | None = None  # nats: the largest difference of a log p that is accepted
+    noise: float | None = None  # nats: the largest difference between two scores of a token by the engine
     probes: int = 0
     tokens: int = 0
-    left_out: tuple[str, ...] = ()  # probes that would have been too long, in words
+    left_out: tuple[str, ...] = ()  # the names of probes that would have been too long
 
     def line(self) -> str:
-        """In one line."""
+        """The verdict in one line."""
         if not self.verified or self.sft is None or self.reference is None or self.reward is None:
             return f"not verified: {self.reason}"
         return (
@@ -42,5 +42,5 @@ class Verdict:
 
 
 def not_verified(reason: str) -> Verdict:
-    """The verdict on an engine that was not held against anything."""
+    """The verdict on an engine that was not compared with anything."""
     return Verdict(verified=False, reason=reason)

@@ -11,13 +11,13 @@ from densepath.engine.vllm import ARCHITECTURE
 from densepath.engine.vllm.environment import cpu_build
 from densepath.errors import InvalidRequestError
 
-#: Without a word from the operator, vLLM's CPU build would take 92 % of the machine for its cache.
+#: Without this, vLLM's CPU build would take 92 % of the machine's memory for its cache.
 CPU_KV_CACHE_BYTES = 1 << 30
-#: More of a prompt is shared than with the CPU build's 128, and blocks stay long enough to run well.
+#: More of a prompt is shared than with the CPU build's 128, and blocks are still long enough to run fast.
 CPU_BLOCK_SIZE = 32
 
 
-#: vLLM's names of it.
+#: vLLM's names of float32.
 FP32 = ("float32", "float")
 
 
@@ -26,9 +26,9 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of `AsyncEngineArgs` and `LLM`.
 
-    `dtype` "auto" is the checkpoint's own: vLLM's "auto" would serve an fp32 checkpoint in 16 bits.
-    `max_num_batched_tokens` and `max_num_seqs` are always there. Raises InvalidRequestError where they
-    contradict each other.
+    `dtype` "auto" means the checkpoint's own dtype: vLLM's "auto" would serve an fp32 checkpoint in 16 bits.
+    `max_num_batched_tokens` and `max_num_seqs` are always set. Raises InvalidRequestError if they contradict
+    each other.
     """
     architectures = json.loads((sft / "config.json").read_text())["architectures"]
     arguments: dict[str, Any] = {
@@ -67,10 +67,11 @@ def engine_arguments(
 def _step(dtype: str, context_length: int, options: EngineOptions) -> dict[str, int]:
     """How many tokens and sequences one step of the engine takes.
 
-    What is not asked for is vLLM's own: on a GPU what its `LLM` takes there, by the device's memory, since
-    what an AsyncLLM takes leaves a large GPU half idle. fp32 on a GPU keeps to the latter: the tables of
-    FLEX_ATTENTION have a row for each sequence and for each 16 tokens of a step, as wide as the whole cache.
-    The memory is asked of the driver: CUDA stays untouched, so that the engine process may be forked.
+    What the options leave open is vLLM's default. On a GPU that is the default of `LLM`, which depends on the
+    device's memory, because the default of AsyncLLM leaves a large GPU half idle. fp32 on a GPU keeps the
+    default of AsyncLLM: the tables of FLEX_ATTENTION have one row per sequence and one per 16 tokens of a
+    step, and each row is as wide as the whole cache. The memory size comes from the driver without
+    initialising CUDA, so that the engine process may be forked.
     """
     from vllm.config import SchedulerConfig
     from vllm.engine.arg_utils import EngineArgs
@@ -87,7 +88,7 @@ def _step(dtype: str, context_length: int, options: EngineOptions) -> dict[str, 
         sequences = min(sequences, tokens)
     if sequences > tokens:
         raise InvalidRequestError(
-            f"--max-num-seqs {sequences} is more than the {tokens} tokens of a step: "
-            "each sequence needs one (--max-num-batched-tokens)"
+            f"--max-num-seqs {sequences} is more than the {tokens} tokens of a step "
+            "(--max-num-batched-tokens): each sequence needs at least one token"
         )
     return {"max_num_batched_tokens": tokens, "max_num_seqs": sequences}

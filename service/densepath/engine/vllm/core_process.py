@@ -18,9 +18,9 @@ _run_engine_core = EngineCoreProc.run_engine_core
 
 
 def run(*args: Any, **kwargs: Any) -> None:
-    """The life of the process. A start that fails ends it with its reason kept, and no traceback.
+    """The main function of the process. If the start fails, it records why and exits without a traceback.
 
-    A forked process has the service's list of loaded plugins and loads none, so ours is called here.
+    A forked process inherits the service's list of loaded plugins and loads none, so ours is called here.
     """
     register()
     try:
@@ -33,11 +33,11 @@ def run(*args: Any, **kwargs: Any) -> None:
 
 @contextmanager
 def engine_process() -> Iterator[None]:
-    """Engine processes that are made in here are run by `run`, and vLLM knows how they ended."""
+    """Inside this block, new engine processes run `run`, and vLLM learns with which status they ended."""
     finished_procs = CoreEngineProcManager.finished_procs
 
     def reaped(manager: Any) -> dict[str, int]:
-        for process in manager.processes:  # one that has closed its pipes may not have its status yet
+        for process in manager.processes:  # after closing its pipes, a process may take a while to end
             process.join(REAP_SECONDS)
         return finished_procs(manager)  # type: ignore[no-any-return]
 

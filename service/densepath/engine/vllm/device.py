@@ -1,4 +1,4 @@
-"""The device that the engine runs on, by name; asked without making use of it."""
+"""The name of the device that the engine runs on, read without using the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from densepath.engine.vllm.environment import cpu_build
 
 
 def device_name() -> str:
-    """The name of the GPU, or of the processor where vLLM's CPU build is installed."""
+    """The name of the GPU, or of the processor if vLLM's CPU build is installed."""
     if cpu_build():
         return _processor()
     from vllm.platforms import current_platform

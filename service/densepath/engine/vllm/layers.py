@@ -1,4 +1,4 @@
-"""What the pair asks of the layers that vLLM has built, before anything is loaded into them."""
+"""Checks of the layers that vLLM has built, before any weights are loaded into them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from densepath.engine.vllm.reasons import reason_of
 
 
 def check_layers(layers: list[Any], side: str, dtype: torch.dtype) -> None:
-    """Raise ValueError for a layer of one side that the engine cannot run, with what would be right.
+    """Raise ValueError for a layer of one side that the engine cannot run, and say what would be right.
 
-    `layers` are what vLLM knows by name. The CPU's attention would fail at the first request.
+    `layers` are those that vLLM knows by name. Without this check, the CPU's attention fails at the first
+    request.
     """
     for layer in layers:
         if not isinstance(layer, AttentionLayerBase):
@@ -42,7 +43,7 @@ def check_layers(layers: list[Any], side: str, dtype: torch.dtype) -> None:
 
 
 def check_quantisation(sft_config: Any, reference_config: Any) -> None:
-    """Raise ValueError where the two are not quantised alike: vLLM reads both as the sft's config says."""
+    """Raise ValueError if the quantisations differ: vLLM would read both models as the sft's config says."""
     sft, reference = (getattr(each, "quantization_config", None) for each in (sft_config, reference_config))
     if sft != reference:
         raise ValueError(
@@ -53,9 +54,9 @@ def check_quantisation(sft_config: Any, reference_config: Any) -> None:
 
 @contextmanager
 def built_side(vllm_config: Any, side: str) -> Iterator[None]:
-    """Around the building of one side's model. Raises ValueError, which names the side."""
+    """A block in which one side's model is built. Raises ValueError that names the side."""
     layers = vllm_config.compilation_config.static_forward_context
-    before = set(layers)  # a class may give its layers names without the side's
+    before = set(layers)  # a class may give its layers names without the side's prefix
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""No orphans: the engine's processes end with the service, however it ends."""
+"""The engine's processes end with the service, however the service ends."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import os
 import threading
 from multiprocessing import connection
 
-#: Set by the service for the processes that it starts: other users of vLLM keep vLLM's own behaviour.
+#: The service sets this for the processes that it starts. Other programs that use vLLM are not affected.
 MARK = "DENSEPATH_ENGINE_OF_SERVICE"
 WATCH = "densepath-parent"  # the thread's name
 
 
 def mark_children() -> None:
-    """From now on, vLLM's processes started from here end with this one."""
+    """From now on, vLLM's processes that this process starts end with it."""
     os.environ[MARK] = "1"
 
 
 def end_with_service() -> None:
-    """In a marked process: end it when the one that started it is gone.
+    """In a marked process: end it when the process that started it has ended.
 
-    vLLM's engine process outlives a `kill -9` of the service, with both models in memory.
+    Without this, vLLM's engine process survives a `kill -9` of the service, with both models in memory.
     """
     parent = multiprocessing.parent_process()
     if parent is None or MARK not in os.environ:

@@ -1,13 +1,15 @@
-"""LongRoPE by the length of each sequence, as transformers has it.
+"""LongRoPE by the length of each sequence, as in transformers.
 
-Phi-3, 3.5 and 4-mini rotate by short factors up to `original_max_position_embeddings` tokens and by long
-ones beyond; the length of the whole sequence decides for all of its tokens. vLLM decides once, by the context
-length that it serves. Here each request decides: the ids of a short sequence are sent raised by the size of
-the vocabulary. So it holds for every token wherever it runs: in chunks, in replays after a preemption, in
-mixed batches, and in the prefix cache, whose blocks are named by their ids: keys of the two kinds never meet.
+Phi-3, 3.5 and 4-mini rotate with short factors if a sequence has at most `original_max_position_embeddings`
+tokens, and with long factors otherwise. The length of the whole sequence decides for all of its tokens. vLLM
+decides once, from the context length that it serves. Here each request decides: the size of the vocabulary is
+added to the ids of a short sequence. So each token carries the decision wherever it runs: in chunks, in
+replays after a preemption, in mixed batches, and in the prefix cache. The cache names its blocks by their
+ids, so the keys of short and long sequences never mix.
 
-In the model the ids are lowered again, and the positions of short sequences by the model's limit: vLLM adds
-exactly that to find a position's row in a table that holds the short factors first, then the long ones.
+The model subtracts the size of the vocabulary again. It also subtracts the model's limit from the positions
+of short sequences: vLLM adds exactly this limit to find a position's row in a table that holds the short
+factors first, then the long ones.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from densepath.sequences import Sequence
 
 
 def short_limits(config: Any, context_length: int) -> set[int]:
-    """The lengths up to which short factors are right, where vLLM would take long ones for all."""
+    """The lengths up to which short factors are right, if vLLM would use long factors for all sequences."""
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     of_layers = parameters.values() if "rope_type" not in parameters else (parameters,)
     limits = {
@@ -39,9 +41,10 @@ def short_limits(config: Any, context_length: int) -> set[int]:
 
 @dataclass(frozen=True)
 class ShortSequences:
-    """Which sequences are short to which model, and how their ids say so.
+    """Which sequences are short for which model, and how their ids carry this.
 
-    A level counts the limits that a sequence is within: 0 for one that is long to both models.
+    The level of a sequence is the number of limits that it is within. It is 0 if the sequence is long for
+    both.
     """
 
     limits: tuple[int | None, int | None]  # of the sft and of the reference, in tokens; None: no LongRoPE
@@ -49,7 +52,7 @@ class ShortSequences:
 
     @classmethod
     def of(cls, model_config: Any) -> ShortSequences:
-        """Of vLLM's config of a pair. Raises ValueError for a model whose layers disagree."""
+        """Read from vLLM's config of a pair. Raises ValueError if a model's layers have different limits."""
         sft_config = model_config.hf_config
         configs = {
             "sft": sft_config,
@@ -72,7 +75,7 @@ class ShortSequences:
         return sorted({limit for limit in self.limits if limit is not None}, reverse=True)
 
     def prompt_ids(self, sequence: Sequence) -> list[int]:
-        """The ids that vLLM runs. Nothing after the last scored token can change a score but the length."""
+        """The ids that vLLM runs. Tokens after the last scored one change a score only by their number."""
         level = sum(len(sequence.token_ids_L) <= limit for limit in self.levels)
         ids_L = sequence.token_ids_L[: sequence.positions_T[-1] + 1]
         ids: list[int] = (ids_L + level * self.vocab_size).tolist()
@@ -80,15 +83,15 @@ class ShortSequences:
 
 
 class LongRope(nn.Module):
-    """Lowers ids and positions. Its outputs stay where they are from step to step, as CUDA graphs need."""
+    """Lowers ids and positions. Its outputs stay at the same addresses, as CUDA graphs require."""
 
     ids: torch.Tensor  # int32 [rows]
     lowered: torch.Tensor  # positions for either model, int64 [2, rows]
 
     def __init__(self, short: ShortSequences, models: tuple[nn.Module, nn.Module], rows: int) -> None:
-        """`rows` is the most that a step has.
+        """`rows` is the largest number of rows in a step.
 
-        Raises ValueError where a model is not built as its config says.
+        Raises ValueError if vLLM has not built a model as its config says.
         """
         super().__init__()
         self.short = short
@@ -107,7 +110,7 @@ class LongRope(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids [rows], and the positions [rows] for the sft and for the reference."""
+        """The ids [rows], and the positions [rows] for the sft and for the reference."""
         if not self.short.levels:
             return input_ids, positions, positions
         rows = len(input_ids)

@@ -1,4 +1,4 @@
-"""One vLLM model that holds two: `sft` and `reference`, run on the same scheduled batch."""
+"""One vLLM model that holds two, `sft` and `reference`, and runs both on the same scheduled batch."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ REFERENCE = "densepath_reference."  # marks the reference's tensors in the strea
 
 
 def _multiply_in_fp32() -> None:
-    """In this process fp32 is fp32, whatever its environment says.
+    """Make fp32 products exact in this process, whatever its environment says.
 
-    vLLM has set the precision of PyTorch's products from a variable by now. The kernels that Triton makes
-    (attention, experts) take TF32 on a GPU where nothing is said.
+    vLLM has already set the precision of PyTorch's products from an environment variable. The kernels that
+    Triton compiles (attention, experts) use TF32 on a GPU by default.
     """
     torch.set_float32_matmul_precision("highest")
     os.environ["TRITON_F32_DEFAULT"] = "ieee"
 
 
 def _hidden_width(text_config: Any) -> int:
-    """Columns of the hidden states that a model's head reads; an OPT may project its own to another width."""
+    """The width of the hidden states that a model's head reads. OPT models may project theirs to another."""
     width: int = getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size
     return width
 
 
 class DensepathPair(nn.Module):
-    """Wraps whichever `*ForCausalLM` class each checkpoint names; no architecture is spelled out.
+    """Wraps the `*ForCausalLM` class that each checkpoint names. No architecture is named here.
 
-    The two may differ in depth, width and architecture, and in the padded rows of their embeddings; their
-    tokenizer is the same (`pair.py` sees to it).
+    The two models may differ in depth, width and architecture, and in the padded rows of their embeddings.
+    Their tokenizer is the same (`pair.py` checks it).
     """
 
     is_pooling_model = True
@@ -86,7 +86,7 @@ class DensepathPair(nn.Module):
         self.pooler = PairPooler(self.sft, self.reference, _hidden_width(text_config), text_config.vocab_size)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """vLLM asks every model for this; the pair is always run from ids."""
+        """vLLM requires this of every model. The pair is always run from ids."""
         embedded: torch.Tensor = self.sft.embed_input_ids(input_ids)
         return embedded
 
@@ -100,8 +100,8 @@ class DensepathPair(nn.Module):
     ) -> torch.Tensor:
         """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`.
 
-        The SFT's are copied before the reference runs: vLLM's CUDA graphs of the two share one memory pool,
-        and replaying the reference's writes over what the SFT's answered.
+        The SFT's are copied before the reference runs: vLLM's CUDA graphs of both models share one memory
+        pool, and replaying the reference's graph overwrites the output of the SFT's graph.
         """
         ids, positions_sft, positions_reference = self.longrope(input_ids, positions)
         hidden_sft = self.sft(ids, positions_sft).clone()

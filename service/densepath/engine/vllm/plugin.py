@@ -1,4 +1,4 @@
-"""Tells vLLM of the pair model, in every process that vLLM starts (entry point `vllm.general_plugins`)."""
+"""Registers the pair model in every process that vLLM starts (entry point `vllm.general_plugins`)."""
 
 from densepath.engine.vllm import ARCHITECTURE
 from densepath.engine.vllm.lifetime import end_with_service
@@ -6,7 +6,7 @@ from densepath.engine.vllm.reasons import filter_logs
 
 
 def register() -> None:
-    """Register the pair model by name; vLLM imports it where it is built."""
+    """Register the pair model by name. vLLM imports it in the process that builds it."""
     from vllm import ModelRegistry
 
     end_with_service()

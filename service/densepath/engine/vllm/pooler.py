@@ -1,7 +1,7 @@
-"""Hidden states of both models to log-probabilities of the scored tokens, and to their ranks where asked for.
+"""Turns hidden states of both models into log-probabilities of the scored tokens, and ranks if requested.
 
 Only the rows that predict a scored token pass through a head: logits of prompt rows are never computed, and
-no full `[rows, vocabulary]` table is ever held.
+there is never a full `[rows, vocabulary]` table in memory.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from densepath.engine.ranking import rank_tokens, table_width
 from densepath.engine.scorer import View
 
 TASK = "token_classify"
-#: One chunk of fp32 logits: fits the cache of a CPU, and fills a GPU.
+#: The size of one chunk of fp32 logits. It fits the cache of a CPU, and it is enough work for a GPU.
 LOGIT_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-#: Every tensor of this module names its device: where the engine process is spawned, vLLM imports it while it
-#: builds the model, under `torch.device("cuda")`.
+#: Every tensor of this module names its device: if the engine process is spawned, vLLM imports this module
+#: while it builds the model, under `torch.device("cuda")`.
 NO_ROWS = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
@@ -43,7 +43,7 @@ def asked_view(params: PoolingParams) -> View | None:
 
 
 def scored_spans(params: PoolingParams, length: int) -> list[int]:
-    """The spans of a request; all but the first token where none are given, as in vLLM's dummy run."""
+    """The spans of a request. If it has none, as in vLLM's dummy run: all tokens except the first."""
     spans: list[int] = (params.extra_kwargs or {}).get("scored_spans", [1, length])
     return spans
 
@@ -58,9 +58,10 @@ def rows_between(spans: list[int], start: int, end: int) -> list[tuple[int, int]
 
 
 class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
-    """`[rows, hidden_sft + hidden_reference]` to float32 rows for each finished request.
+    """Turns `[rows, hidden_sft + hidden_reference]` into float32 rows for each finished request.
 
-    `[T, 2]`, or `[T, 2 + X]` where a view is asked for: X are the columns of its table (`engine.ranking`).
+    They are `[T, 2]`, or `[T, 2 + X]` if the request has a view: X is the width of its table
+    (`engine.ranking`).
     """
 
     def __init__(self, sft: nn.Module, reference: nn.Module, sft_width: int, vocab_size: int) -> None:
@@ -70,7 +71,7 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
         self._vocab_size = vocab_size
 
     def get_supported_tasks(self) -> set[str]:
-        """vLLM's name for one output row a token."""
+        """vLLM's name for one output row per token."""
         return {TASK}
 
     def get_pooling_updates(self, task: str) -> PoolingParamsUpdate:
@@ -114,7 +115,7 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
         targets_N: list[torch.Tensor],
         views_N: list[View | None],
     ) -> dict[int, torch.Tensor]:
-        """Each request's rows; those that ask for the same pass through the heads together."""
+        """Each request's rows. Requests with the same view pass through the heads together."""
         chunks: dict[int, torch.Tensor] = {}
         for view in dict.fromkeys(views_N):
             members = [i for i, each in enumerate(views_N) if each == view]
@@ -135,8 +136,8 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
         if have < before:
             raise RuntimeError(f"densepath: {before - have} scored rows before position {start} never ran")
         if have > before:
-            # A preempted request runs again from an earlier position, and vLLM keeps this state across it:
-            # what the replay computes anew must not stand twice.
+            # A preempted request runs again from an earlier position, and vLLM keeps this state meanwhile.
+            # Rows that the replay computes again must not be kept twice.
             kept[:] = [torch.cat(kept)[:before]]
         kept.append(logp_chunk)
         if not finished:
@@ -148,7 +149,7 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
     def _logprobs(
         self, hidden_states: torch.Tensor, row_R: torch.Tensor, target_R: torch.Tensor, view: View | None
     ) -> torch.Tensor:
-        """Log-probabilities of the targets under both models, and their table, float32 [R, 2 + X]."""
+        """Log-probabilities of the targets under both models, then their table: float32 [R, 2 + X]."""
         device = hidden_states.device
         row_R, target_R = row_R.to(device, non_blocking=True), target_R.to(device, non_blocking=True)
         target_R = target_R % self._vocab_size  # the ids of short sequences are raised: `longrope`
@@ -160,7 +161,7 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
             hidden_C = hidden_states.index_select(0, row_R[chunk])
             tables: list[torch.Tensor] = []
             for column, (model, width) in enumerate(zip(self._models, widths, strict=True)):
-                # vLLM runs the head of a pooling model in fp32, whatever the dtype of its weights.
+                # vLLM runs the head of a pooling model in fp32, whatever dtype its weights have.
                 logit_C_V = model.compute_logits(hidden_C[:, width]).float()  # type: ignore[operator]
                 normalizer_C = logit_C_V.logsumexp(-1)
                 logp_R_X[chunk, column] = logit_C_V.gather(1, target_R[chunk, None])[:, 0] - normalizer_C

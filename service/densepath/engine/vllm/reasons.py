@@ -1,8 +1,8 @@
-"""Why an engine could not start: one sentence with vLLM's own reason, carried from vLLM's processes.
+"""Why an engine could not start: one sentence with vLLM's own reason, taken from vLLM's processes.
 
-While the engine starts and is verified, what vLLM would log as an error goes to a file that all of its
-processes know, and not to their standard error. The service reads the reason from there. Once it is ready,
-the file is gone and vLLM logs as ever: an engine that dies later keeps its last words.
+While the engine starts and is verified, vLLM's errors go to a file that all of its processes know, and not to
+their standard error. The service reads the reason from this file. When the engine is ready, the file is
+removed and vLLM logs as usual, so the errors of an engine that dies later are in the log.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from densepath.errors import EngineStartError, InvalidPairError
 
 #: Names the file, in the processes of an engine that a service starts.
 FILE = "DENSEPATH_ENGINE_REASONS"
-#: vLLM says that another process has failed; the reason is what that process said.
+#: With these words vLLM reports that another process has failed. The reason is what that process reported.
 ELSEWHERE = (
     "Engine core initialization failed",
     "WorkerProc initialization failed",
     "EngineDeadError",
 )
-#: Their message is a whole sentence; any other exception is told with its type.
+#: The messages of these exceptions are whole sentences. Any other exception is reported with its type.
 IN_WORDS = (
     "AssertionError",
     "Exception",
@@ -42,7 +42,7 @@ LONGEST = 800  # characters of a reason
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in one line: its own words, or the line of code that failed where it has none."""
+    """An exception in one line: its own message, or the line of code that failed if it has no message."""
     error = getattr(error, "cause", None) or error  # Ray wraps what its workers raise
     kind = type(error).__name__
     details = getattr(error, "errors", None)
@@ -63,16 +63,16 @@ def reason_of(error: BaseException) -> str:
     return words
 
 
-#: What was kept of this process: the service may end, and its file, before an exception is raised again.
+#: Exceptions that this process has recorded. One may be raised again after the service and its file are gone.
 _kept: list[BaseException] = []
 
 
 def record(error: BaseException) -> bool:
-    """Keep the reason for the service; False where no engine is starting."""
+    """Write the reason to the service's file. Returns False if no engine is starting."""
     if any(error is kept for kept in _kept):
         return True
     try:
-        with open(os.environ[FILE], "r+", encoding="utf-8") as file:  # it must be there: none is made
+        with open(os.environ[FILE], "r+", encoding="utf-8") as file:  # it must exist: "r+" creates none
             file.seek(0, os.SEEK_END)
             file.write(json.dumps(reason_of(error)) + "\n")
     except (KeyError, OSError):
@@ -82,10 +82,10 @@ def record(error: BaseException) -> bool:
 
 
 class WhileStarting(logging.Filter):
-    """Keeps vLLM's errors out of the log while the engine starts, and the exceptions for the service."""
+    """Keeps vLLM's errors out of the log while the engine starts, and records them for the service."""
 
     def filter(self, log_record: logging.LogRecord) -> bool:
-        """False for what is not shown."""
+        """Whether the record is logged."""
         if log_record.levelno < logging.ERROR or not os.path.exists(os.environ.get(FILE, "")):
             return True
         error = log_record.exc_info[1] if log_record.exc_info else None
@@ -95,7 +95,7 @@ class WhileStarting(logging.Filter):
 
 
 def filter_logs() -> None:
-    """Put the filter on vLLM's handlers in this process: on those there are, and on those it makes anew."""
+    """Add the filter to vLLM's handlers in this process: to the existing ones, and to those made later."""
     from vllm.logger import DEFAULT_LOGGING_CONFIG
 
     if FILE not in os.environ:
@@ -109,9 +109,9 @@ def filter_logs() -> None:
 
 @contextmanager
 def reasons() -> Iterator[None]:
-    """Around the start of an engine, and around its verification with the start inside.
+    """A block for the start of an engine, or for its verification, which contains the start.
 
-    Raises EngineStartError with the reason where the start fails, or where the engine ends of a probe.
+    Raises EngineStartError with the reason if the start fails, or if the engine dies while it scores a probe.
     """
     if FILE in os.environ:  # the start, within the verification
         yield
@@ -133,13 +133,13 @@ def reasons() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Take the file away, where there is one: from now on vLLM logs as ever."""
+    """Remove the file, if there is one. From now on vLLM logs as usual."""
     with suppress(KeyError, OSError):
         os.unlink(os.environ.pop(FILE))
 
 
 def _recorded(file: Path) -> str | None:
-    """The first reason that is one: a process that fails says so before those that wait for it."""
+    """The first line that is a reason. A failing process writes it before the processes that wait for it."""
     with suppress(OSError):
         for line in file.read_text(encoding="utf-8").splitlines():
             words = str(json.loads(line))

@@ -1,4 +1,4 @@
-"""A scheduler that lets rollouts of one prompt share it, and still computes every scored row."""
+"""A scheduler that shares a prompt between its rollouts, and still computes every scored row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from densepath.engine.vllm.pooler import scored_spans
 
 
 class PairScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped here
-    """Caps the prefix-cache hit before the row that predicts the first scored token.
+    """Limits the prefix-cache hit: it ends before the row that predicts the first scored token.
 
-    The lookup itself is capped. Truncating the result of a full lookup is silently wrong for sliding
-    windows, whose hits hold null blocks.
+    The lookup itself is limited. Truncating the result of a full lookup would be wrong without any error for
+    sliding windows, because their hits hold null blocks.
     """
 
     def _get_local_prefix_cache_hit(self, request: Any) -> tuple[Any, int, int, bool]:

@@ -1,6 +1,7 @@
-"""Whether vLLM can run a pair, asked of vLLM itself: both models are built as for serving, without weights.
+"""Finds out from vLLM whether it can run a pair: both models are built as for serving, but without weights.
 
-A child process does it, so that nothing of vLLM's stays; it takes no memory and no device.
+A child process does this, so that nothing of vLLM stays in this process. The models need no memory and no
+device.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from densepath.engine.vllm.arguments import engine_arguments
 def try_pair(
     sft: Path, reference: Path, *, checkpoint_dtype: str, context_length: int, options: EngineOptions
 ) -> str | None:
-    """Why vLLM cannot run a pair, or None where it can; takes what `engine_arguments` takes.
+    """Why vLLM cannot run a pair, or None if it can. The arguments are those of `engine_arguments`.
 
-    Raises LookupError, with the reason, where that cannot be said.
+    Raises LookupError, with the reason, if it cannot be found out.
     """
     if find_spec("vllm") is None:
         raise LookupError("vLLM is not installed")
@@ -42,14 +43,14 @@ def try_pair(
 def job_of(
     sft: Path, reference: Path, checkpoint_dtype: str, context_length: int, options: EngineOptions
 ) -> str:
-    """One line for the child: vLLM is imported there alone, also for what the arguments need of it."""
+    """One line of JSON for the child. Only the child imports vLLM, which `engine_arguments` needs too."""
     given = {"checkpoint_dtype": checkpoint_dtype, "context_length": context_length}
     chosen = {field.name: getattr(options, field.name) for field in fields(EngineOptions)}
     return json.dumps({"sft": str(sft), "reference": str(reference), "options": chosen, **given})
 
 
 def _main() -> None:
-    """In the child: the job from standard input, the answer in the last line of standard output."""
+    """Runs in the child: reads the job from standard input, and prints the answer as its last line."""
     import densepath.engine.vllm.environment  # noqa: F401
     from densepath.engine.vllm.reasons import reason_of
 
@@ -61,7 +62,7 @@ def _main() -> None:
         _build(engine_arguments(*directories, options=options, **job))
     except Exception as error:
         words = reason_of(error)
-        # Some layers compute with values as they are built, and there are none.
+        # Some layers compute with values while they are built, but tensors on the meta device have none.
         answer["unknown" if re.search(r"\bmeta\b", words) else "reason"] = words
     print(json.dumps(answer), flush=True)
 
