@@ -116,7 +116,7 @@ def test_a_lost_pod_ends_the_others_and_the_job_goes_on(served: Served) -> None:
     done = len(steps(run))
     with job(served.root, KEY, served.url, **SMALL, DENSEPATH_STEPS=str(done + 1)) as pods:
         assert [each.process.wait(timeout=STARTED_WITHIN) for each in pods] == [0, 0], pods[0].said()
-        assert "going on after step" in pods[0].said()
+        assert "resuming after step" in pods[0].said()
     assert [row["step"] for row in steps(run)] == list(range(1, done + 2))
     assert (run / "final" / "model.safetensors").exists()
 

@@ -1,4 +1,4 @@
-"""What REINFORCE multiplies each token's score function by: returns less a baseline, KL to SFT included.
+"""The advantages of REINFORCE: returns with the KL to the SFT model, minus a baseline.
 
     r'_t = r_t - b (log pi(y_t | s_t) - log p_sft(y_t | s_t))       the reward less its KL term
     G_t  = r'_t + gamma G_{t+1}                                     gamma 1: the paper's return-to-go

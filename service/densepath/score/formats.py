@@ -26,7 +26,7 @@ _FLOATS = ("rewards", "sft_logprobs", "reference_logprobs", "returns")
 
 
 class ScoreFileError(ValueError):
-    """A file that cannot be read, resumed or written; the message says what to do."""
+    """A file that cannot be read, resumed or written. The message describes what to do."""
 
 
 def count_items(source: Path) -> int:
@@ -37,7 +37,7 @@ def count_items(source: Path) -> int:
 
 
 def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
-    """The items in order; a line that is no JSON object is an error in its place."""
+    """The items in order. A line that is not a JSON object becomes an error in its place."""
     if source.suffix == ".parquet":
         for batch in _arrow().parquet.ParquetFile(source).iter_batches(batch_size=_ROWS):
             yield from (without_nulls(row) for row in batch.to_pylist())
@@ -53,7 +53,7 @@ def write_jsonl(results: Iterable[Result], target: BinaryIO) -> None:
 
 
 def write_parquet(results: Iterable[Result], target: BinaryIO) -> None:
-    """One row per result; a field that a result does not have is null."""
+    """One row per result. A field that a result does not have is null."""
     arrow = _arrow()
     schema = _schema(arrow)
     rows = iter(results)
@@ -63,7 +63,7 @@ def write_parquet(results: Iterable[Result], target: BinaryIO) -> None:
 
 
 def write_safetensors(results: Iterable[Result], target: BinaryIO) -> None:
-    """As the service's safetensors answer: `rewards` and `offsets`, the rest of the results as metadata.
+    """Write the form of the service's safetensors answer: arrays, and the rest of the results as metadata.
 
     Raises:
         ScoreFileError: more metadata than the format holds.
@@ -109,7 +109,7 @@ def _item(line: bytes, source: Path, number: int) -> Item | InvalidItemError:
 
 
 def without_nulls(value: Any) -> Any:
-    """A row of a table without its null fields: there an absent field is null, down to those of a message."""
+    """A row of a table without its null fields, also in nested objects: null means an absent field."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -48,13 +48,13 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """How many items of the file have a score, and how many an error."""
+    """How many items of the file were scored, and how many have an error."""
 
     scored: int = 0
     failed: int = 0
 
     def plus(self, failed: bool) -> Counts:
-        """With one item more."""
+        """The counts with one more item."""
         return Counts(self.scored + (not failed), self.failed + failed)
 
 
@@ -138,7 +138,7 @@ def _resume(results: BinaryIO, partial: Path, belonging: dict[str, object]) -> C
     other = [name for name, value in belonging.items() if first.get(name) != value]
     if other:
         raise ScoreFileError(
-            f"{partial} is of another {' and '.join(other)}: remove it to score from the start"
+            f"{partial} belongs to another {' and '.join(other)}: remove it to score from the start"
         )
     counts, end = Counts(), results.tell()
     for result in records:

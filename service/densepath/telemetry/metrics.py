@@ -19,12 +19,12 @@ SEQUENCE_EDGES = (-100.0, -50.0, -20.0, -10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 
 SECONDS_EDGES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LENGTH_EDGES = tuple(float(2**power) for power in range(2, 18))  # 4 to 131072 tokens
 
-# A series a counter that says only when it was made.
+# Skip the `_created` series that each counter would add.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class ArrayHistogram(Collector):
-    """A histogram that takes a whole array at once: prometheus_client's takes one value a call.
+    """A histogram that observes a whole array at once. That of prometheus_client takes one value per call.
 
     Rewards may be negative, so their sum is no counter and is left out, as OpenMetrics has it. With `kinds`
     there is a histogram for each value of the label `kind`.
@@ -45,12 +45,12 @@ class ArrayHistogram(Collector):
         registry.register(self)
 
     def observe(self, values: NDArray[np.float32 | np.int64], kind: str = "") -> None:
-        """Count finite values, any shape."""
+        """Count the finite values of an array of any shape."""
         bucket = np.searchsorted(self._edges, values, side="left")  # a bucket holds its upper edge
         self._counts[kind] += np.bincount(bucket.ravel(), minlength=len(self._edges) + 1)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What prometheus_client asks of a collector."""
+        """The method that prometheus_client calls on a collector."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         edges = [*(str(edge) for edge in self._edges), "+Inf"]
         for kind, of_bucket in self._counts.items():
@@ -62,7 +62,7 @@ class ArrayHistogram(Collector):
 
 
 class Metrics:
-    """One registry, so that several services in one process (tests) don't meet."""
+    """All metrics in their own registry, so that several services can run in one process, as in tests."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""A tracer of OpenTelemetry, whose spans a thread of its own sends to a collector by OTLP over HTTP."""
+"""A tracer of OpenTelemetry. A separate thread sends its spans to a collector, by OTLP over HTTP."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import densepath
 
-#: At the end, for the last batch; a collector that is away costs this and no more.
+#: Seconds for the last batch at the end, also if the collector does not answer.
 CLOSE_SECONDS = 2.0
 
 log = structlog.get_logger()
 
 
 class Collected:
-    """A tracer for one service. Its provider is its own: what else is in the process stays as it was."""
+    """A tracer for one service, with its own provider, so that nothing else in the process is affected."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         defaults = {"service.name": "densepath", "service.version": densepath.__version__}
@@ -30,7 +30,7 @@ class Collected:
         )
         self._provider.add_span_processor(BatchSpanProcessor(_QuietExporter(exporter)))
         self.tracer = self._provider.get_tracer("densepath", densepath.__version__)
-        # It says at each try that a collector is away; _QuietExporter says it once.
+        # It logs every failed attempt to reach a collector. _QuietExporter logs it once.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
     @classmethod
@@ -47,7 +47,7 @@ class Collected:
 
 
 class _QuietExporter(SpanExporter):
-    """Says once that the collector does not take spans, and once that it takes them again."""
+    """Logs once that the collector does not accept spans, and once that it accepts them again."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter, self._taken = exporter, True

@@ -1,6 +1,6 @@
-"""A span for each request and each of its stages: sent where a collector is named, elsewhere nowhere.
+"""A span for each request and each of its stages. They are sent if the environment names a collector.
 
-OpenTelemetry's own variables switch it on and say everything else: there is no option of ours. A span holds
+OpenTelemetry's own variables switch traces on and configure them. There is no other option. A span holds
 routes, counts and codes, and never what a client sent.
 """
 
@@ -20,12 +20,12 @@ from structlog.contextvars import bound_contextvars
 
 from densepath.errors import DensepathError, InvalidRequestError
 
-#: Either one switches traces on; the second is of traces alone and holds the whole URL.
+#: Either variable switches traces on. The second one is for traces only, and has the whole URL.
 VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class Span:
-    """A span of OpenTelemetry, current and open inside its `with` block."""
+    """A span of OpenTelemetry. It is the current span inside its `with` block."""
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
@@ -43,13 +43,13 @@ class Span:
         self._span.end()
 
     def count(self, **numbers: int) -> None:
-        """Say how many of what the stage had: items, tokens, bytes."""
+        """Record counts of the stage: items, tokens, bytes."""
         self._span.set_attributes({f"densepath.{what}": number for what, number in numbers.items()})
 
     def answered(
         self, *, method: str, route: str | None, status: int, request_id: str, code: str | None
     ) -> None:
-        """Say how the request ended: `code` is the error's, `route` a template and None where none fits."""
+        """Record how the request ended: the error's `code`, and the `route` as a template, or None."""
         self._span.update_name(f"{method} {route}" if route else method)
         attributes: dict[str, str | int] = {
             "http.request.method": method,
@@ -78,7 +78,7 @@ class Span:
             self._span.set_status(StatusCode.ERROR)
 
 
-#: In place of a request's span where there shall be none.
+#: Instead of a span, for requests that shall have none.
 NO_SPAN = nullcontext(Span(trace.INVALID_SPAN))
 
 
@@ -110,7 +110,7 @@ class Traces:
             yield current
 
     def stage(self, name: str) -> Span:
-        """The span of a part of the request that is being answered."""
+        """The span of one stage of the current request."""
         return Span(self._tracer.start_span(name))
 
 

@@ -1,4 +1,4 @@
-"""What says whether a response is right: exact match, or a function of the user's."""
+"""Judging whether a response is right: by exact match, or by a function of the user."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from densepath.errors import InvalidRequestError
 from densepath.sequences import Tokenizer
 from densepath.trainer.types import Prompt, Rollout
 
-#: checker(prompt, response, answer) → right or wrong, or how right from 0 to 1.
+#: checker(prompt, response, answer) → whether the response is right: a bool, or a number from 0 to 1.
 Check = Callable[[str, str, str | None], Any]
 
 
 def response_text(rollout: Rollout, tokenizer: Tokenizer) -> str:
-    """What the response says: its text without EOS and special tokens."""
+    """The text of a response, without EOS and special tokens."""
     ids = rollout.response_ids[:-1] if rollout.ended else rollout.response_ids
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class Checker:
-    """How right a response is, from 0 to 1. One that was cut at the limit is 0: it has not answered."""
+    """How right a response is, from 0 to 1. A response that was cut at the limit counts as 0."""
 
     def __init__(self, name: str | None = None) -> None:
-        """Exact match with the prompt's answer, or the function of `module:function` or `file.py:function`.
+        """Use exact match with the prompt's answer, or the function `module:function` or `file.py:function`.
 
         Raises InvalidRequestError where there is no such function.
         """
@@ -39,7 +39,7 @@ class Checker:
         self._check = _exact_match if name is None else _find(name)
 
     def require_answers(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that this checker cannot judge, before anything is generated for them."""
+        """Raise InvalidRequestError for prompts that this checker cannot judge."""
         missing = [prompt.where for prompt in prompts if prompt.answer is None]
         if self._exact and missing:
             raise InvalidRequestError(
@@ -48,7 +48,7 @@ class Checker:
             )
 
     def score(self, prompt: Prompt, rollout: Rollout, tokenizer: Tokenizer) -> float:
-        """0 to 1; raises InvalidRequestError where the user's function fails or answers something else."""
+        """A score from 0 to 1. Raises InvalidRequestError where the user's function gives none."""
         if not rollout.ended:
             return 0.0
         try:

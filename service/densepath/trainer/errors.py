@@ -1,4 +1,4 @@
-"""Why a run stops before its time. Its checkpoints stay, and the same command goes on from the last of them.
+"""Why a run stops early. Its checkpoints stay, and the same command resumes it from the last one.
 
 TrainerError (RuntimeError)
 ├── NonFiniteStepError (ArithmeticError)   a loss or a gradient is NaN or infinite; nothing was updated
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 class TrainerError(RuntimeError):
-    """The root of the trainer's own errors. They are no answer of the service's, and have no code."""
+    """The root of the trainer's own errors. They are no answers of the service, so they have no code."""
 
 
 class NonFiniteStepError(TrainerError, ArithmeticError):
@@ -18,7 +18,7 @@ class NonFiniteStepError(TrainerError, ArithmeticError):
 
 
 class ServiceAwayError(TrainerError, TimeoutError):
-    """No answer from the service within the time that it was given to come back."""
+    """The service did not answer within --wait-seconds."""
 
 
 class RunError(TrainerError, ValueError):

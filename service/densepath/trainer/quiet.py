@@ -1,4 +1,4 @@
-"""The libraries' own bars and notices off, where a command draws one bar of its own."""
+"""Switching off the progress bars and notices of libraries, where a command shows its own bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No bars and no notices from transformers, TRL and datasets meanwhile; errors are still said."""
+    """Inside, transformers, TRL and datasets show no bars and no notices; errors are still shown."""
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     datasets_bars = datasets.are_progress_bars_disabled()
     logging.disable_progress_bar()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as token ids, and what belongs to it: a checker compares a response with `answer`."""
+    """A prompt as token ids, with the `answer` that a checker compares a response with."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -24,28 +24,28 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response: its place among those asked for, its ids exactly as sampled, EOS included."""
+    """One sampled response: its index among the requested ones, and its ids exactly as sampled, with EOS."""
 
     index: int
     response_ids: tuple[int, ...]
-    ended: bool  # its last token is an EOS token; False: it was cut at the limit
+    ended: bool  # whether its last token is an EOS token; if not, it was cut at the limit
     logp_T: tuple[float, ...] | None = None  # the sampler's own log-probabilities, nats
 
 
 class RolloutGenerator(Protocol):
-    """Samples from a policy at temperature 1, nothing cut from the distribution: on-policy means that."""
+    """Samples from a policy, at temperature 1 and from its whole distribution: that is on-policy."""
 
     def generate(
         self, prompt_ids_N: Sequence[Sequence[int]], seeds_N: Sequence[int] | None
     ) -> Iterator[Rollout]:
-        """One response for each of `prompt_ids_N`, as they finish.
+        """Yield one response for each of `prompt_ids_N`, in the order in which they finish.
 
         `seeds_N` has a seed for each; None decodes greedily. The same weights, prompts and seeds give the
         same ids. Repeat a prompt in the list for several rollouts of it.
         """
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Go on with these weights, in place; names and shapes are those of the checkpoint."""
+        """Replace the weights in place. Names and shapes are those of the checkpoint."""
 
     def close(self) -> None:
         """Free the model."""

@@ -71,7 +71,7 @@ def test_killed_at_random_moments(
         assert weights(broken.run) == weights(unbroken.run)
         assert rows(broken.run) == rows(unbroken.run)
     assert len(rows(unbroken.run)) == STEPS
-    assert (tmp_path / "log").read_text().count("going on after step") >= 5
+    assert (tmp_path / "log").read_text().count("resuming after step") >= 5
     assert weights(unbroken.run) != (ending_pair[0] / "model.safetensors").read_bytes()
 
 
@@ -122,7 +122,7 @@ def test_a_service_killed_in_the_middle_loses_and_doubles_no_step(
         until(lambda: len(metrics(hit.run)) >= 3, process)
         first.kill()
         first.wait()
-        until(lambda: "the service is away" in log.read_text(), process)
+        until(lambda: "the service has not answered" in log.read_text(), process)
         steps = len(metrics(hit.run))
         second, url = start(*pair, log=served, env=one, port=port)
         try:
@@ -135,7 +135,7 @@ def test_a_service_killed_in_the_middle_loses_and_doubles_no_step(
         first.kill()
     assert process.exitcode == 0, log.read_text()[-2000:]
     assert steps < 12, "it was hit in the middle"
-    assert "the service is back" in log.read_text()
+    assert "the service answers again" in log.read_text()
     assert rows(hit.run) == rows(clean.run)
     assert weights(hit.run) == weights(clean.run)
 

@@ -86,14 +86,16 @@ def test_a_service_that_is_away_is_waited_for_and_it_is_said(calls: Callable[...
         scores = rewards.collect()
     assert len(scores[0].reward_T) == 3  # type: ignore[arg-type]
     assert said[-1] is None
-    assert any(words and "the service is away" in words for words in said)
+    assert any(words and "the service has not answered" in words for words in said)
 
 
 def test_one_that_stays_away_ends_the_run_in_words(calls: Callable[..., RewardCalls]) -> None:
     with calls(wait_seconds=0.05) as rewards:
         Faulty.answers = [httpx.ConnectError] * 10_000
         rewards.submit([0], [ITEM])
-        with pytest.raises(ServiceAwayError, match=r"did not come back within 0\.05 s .* same command again"):
+        with pytest.raises(
+            ServiceAwayError, match=r"did not answer within 0\.05 s .* repeat the same command"
+        ):
             rewards.collect()
 
 

@@ -150,7 +150,7 @@ def test_two_processes_train_together(
         launcher=launcher,
     )
     assert going_on.returncode == 0, going_on.stderr[-3000:]
-    assert "going on after step 1" in going_on.stderr
+    assert "resuming after step 1" in going_on.stderr
     assert len(rows(two)) == 2
 
 
@@ -182,7 +182,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         (["--prompts", "{tmp}/none.jsonl"], "cannot be read"),
         (["--checker", "nothing:here"], "nothing"),
         (["--log-to", "paper"], "unknown tracker"),
-        (["--run", "{prompts}"], "holds something else"),
+        (["--run", "{prompts}"], "has other content"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_step(
@@ -235,6 +235,6 @@ def test_a_service_that_is_not_there_ends_it_in_words(
         *options(url, ending_pair[0], prompts_file, tmp_path / "run"), *QUICK, "--wait-seconds", "1"
     )
     assert status == 2, said
-    assert "the service is away" in said
-    assert "did not come back within 1 s" in said
+    assert "the service has not answered" in said
+    assert "did not answer within 1 s" in said
     assert not (tmp_path / "run").exists()

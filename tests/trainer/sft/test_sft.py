@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(fine_tune: FineTune, tmp_path: 
         ({"demonstrations": Path("nowhere.jsonl")}, "nowhere.jsonl cannot be read"),
         ({"max_length": 4096}, "--max-length 4096 is over the model's 1024 tokens"),
         ({"max_length": 2}, "every demonstration is over 2 tokens"),
-        ({"epochs": 0.0}, "--epochs 0 of 24 rows is no row"),
+        ({"epochs": 0.0}, "--epochs 0 of 24 rows gives no row"),
         ({"validation_share": 0.9, "demonstrations": "one"}, "too few to hold some out"),
     ],
 )  # fmt: skip

@@ -84,9 +84,9 @@ def test_the_model_learns_the_ids_that_the_service_scores(template: str | None, 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a"}, "it is no demonstration"),
-        ({"prompt": "a", "response": 3}, "it is no demonstration"),
-        ({"prompt": "a", "messages": QUESTION, "response": "b"}, "it is no demonstration"),
+        ({"prompt": "a"}, "it is not a demonstration"),
+        ({"prompt": "a", "response": 3}, "it is not a demonstration"),
+        ({"prompt": "a", "messages": QUESTION, "response": "b"}, "it is not a demonstration"),
         ({"messages": QUESTION}, "its last message is not the assistant's"),
         ({"messages": [{"role": "assistant", "content": None}]}, r"messages\[0\].content is null"),
         (

@@ -23,11 +23,12 @@ def require_harness() -> None:
 
 
 def harness_command(directory: Path, tasks: str, arguments: str) -> list[str]:
-    """The harness's command for a model directory; `arguments` are more of its own, quoted as in a shell."""
+    """The command of the harness. `arguments` are further arguments of it, quoted as in a shell."""
     model = str(directory.resolve())
     if "," in model:
         raise InvalidRequestError(
-            f"{model} has a comma, at which lm-evaluation-harness parts its arguments: move or link it"
+            f"{model} has a comma, which would end the argument for lm-evaluation-harness: move it, or "
+            "make a link"
         )
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model}"]
     return [*command, "--tasks", tasks, *shlex.split(arguments)]
@@ -39,4 +40,4 @@ def run_harness(directory: Path, tasks: str, arguments: str, say: Console) -> No
     say.print(shlex.join(command), markup=False, soft_wrap=True)
     status = subprocess.run(command, check=False).returncode  # noqa: S603
     if status:
-        raise InvalidRequestError(f"lm-evaluation-harness ended with status {status}; what it says is above")
+        raise InvalidRequestError(f"lm-evaluation-harness ended with status {status}; its output is above")

@@ -1,4 +1,4 @@
-"""Answers in the files that AlpacaEval, MT-Bench and Arena-Hard's own tools read, to be judged elsewhere.
+"""Answers as files for the tools of AlpacaEval, MT-Bench and Arena-Hard, which judge them elsewhere.
 
     alpaca_eval/NAME.json               AlpacaEval 0.6.6: `--model_outputs`
     mt_bench/model_answer/NAME.jsonl    FastChat 0.2.36: data/mt_bench/model_answer/
@@ -37,7 +37,7 @@ AnswerRow = dict[str, Any]
 
 
 def write_answers(directory: Path, name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
-    """Write one checkpoint's answers, one a prompt, for all three tools; `name` is the model's name."""
+    """Write the answers of one checkpoint, one per prompt, for all three tools. `name` names the model."""
     name = name.replace("/", "-")  # it is a file's name, by which two of the tools know the model
     pairs = list(zip(prompts, texts, strict=True))
     alpaca = [alpaca_eval_row(prompt, text, name) for prompt, text in pairs]

@@ -1,4 +1,4 @@
-"""`densepath probe`: what a reference promises against plain SFT, before anyone pays for RL.
+"""`densepath probe`: what a reference promises over plain SFT, before RL is paid for.
 
 Maximising the expected rewards r_t = log pi_sft - log pi_ref less b KL(pi || pi_sft) has the optimum
 
@@ -52,7 +52,7 @@ WeightedModel = tuple[float, Any]
 
 
 def run_probe(settings: ProbeSettings, say: Console, show: Console) -> None:
-    """All that `densepath probe` does: progress on `say`, results on `show` and in the file asked for."""
+    """Run `densepath probe`: progress goes to `say`, results go to `show` and to the output file."""
     require_place(settings.output)
     alphas = parse_alphas(settings.alphas)
     sft, references = directories(settings)
@@ -72,7 +72,7 @@ def run_probe(settings: ProbeSettings, say: Console, show: Console) -> None:
 
 
 def directories(settings: ProbeSettings) -> tuple[Path, dict[str, Path]]:
-    """The SFT's directory, and each reference's by its name."""
+    """The directory of the SFT checkpoint, and those of the references by name."""
     if settings.pair is None and settings.sft is not None and settings.reference:
         return settings.sft, dict(zip(name_directories(settings.reference), settings.reference, strict=True))
     if settings.pair is None or settings.sft is not None or settings.reference:
@@ -82,20 +82,20 @@ def directories(settings: ProbeSettings) -> tuple[Path, dict[str, Path]]:
 
 
 def parse_alphas(text: str) -> list[float]:
-    """The numbers of `0.5,1,2`. Raises InvalidRequestError where one is no number above 0."""
+    """The numbers in a text such as `0.5,1,2`. Raises InvalidRequestError for one that is not above 0."""
     try:
         alphas = sorted({float(word) for word in text.split(",")})
     except ValueError:
         alphas = []
     if not alphas or not all(alpha > 0 and math.isfinite(alpha) for alpha in alphas):
         raise InvalidRequestError(
-            f"--alphas {text} must be numbers above 0 with commas between, as in 0.5,1,2"
+            f"--alphas {text} must be numbers above 0, separated by commas, as in 0.5,1,2"
         )
     return alphas
 
 
 def draw(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """`count` of the prompts at random, always the same ones, in their order; all where there are fewer."""
+    """`count` random prompts, always the same ones, in their order. All of them if there are fewer."""
     drawn = np.random.default_rng(0).permutation(len(prompts))[:count]
     return [prompts[n] for n in sorted(drawn.tolist())]
 

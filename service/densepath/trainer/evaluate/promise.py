@@ -1,4 +1,4 @@
-"""What the figures of a probe come to: gains on plain SFT, and what they advise.
+"""What the figures of a probe mean: gains over plain SFT, and the advice that follows.
 
 A product with a reference also sharpens: p_sft^(1 + alpha) alone, without a reference, is sampled to be right
 more often than p_sft where its mode is. So that a gain from sharpening is not taken for the reference's, each
@@ -31,12 +31,12 @@ Found = dict[str, Any]
 
 @dataclass(frozen=True)
 class Choice:
-    """A reference, an alpha, and what decoding with them gave; plain SFT is alpha 0 without a reference."""
+    """A reference, an alpha and the answers with both. Plain SFT is alpha 0 without a reference."""
 
     reference: str | None
     alpha: float
     greedy: Answers
-    sampled: Sequence[Answers]  # one a seed
+    sampled: Sequence[Answers]  # one per seed
 
     def rounds(self) -> Mapping[str, Sequence[Answers]]:
         """The answers by how they were decoded."""

@@ -1,4 +1,4 @@
-"""A checkpoint's responses to held-out prompts, and how right each is."""
+"""The responses of a checkpoint to held-out prompts, and how right each is."""
 
 from __future__ import annotations
 

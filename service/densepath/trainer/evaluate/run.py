@@ -51,7 +51,7 @@ class Evaluated:
     subject: Subject
     prompts: Sequence[Prompt]
     greedy: Answers
-    sampled: Sequence[Answers]  # one a seed
+    sampled: Sequence[Answers]  # one per seed
 
     def rounds(self) -> Mapping[str, Sequence[Answers]]:
         """The answers by how they were decoded."""

@@ -1,4 +1,4 @@
-"""A step's responses, and those of them that are learned as arrays."""
+"""The responses of a step, and the arrays of those that are learned from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response. `reward_T` and `logp_sft_T` are None where it is not learned."""
+    """One sampled response. `reward_T` and `logp_sft_T` are None where it is not learned from."""
 
     prompt: int  # index in the prompts' file
     prompt_ids: tuple[int, ...]
@@ -30,7 +30,7 @@ class Response:
 
     @property
     def learned(self) -> bool:
-        """Whether the service scored it and the policy is updated from it; see `can_be_learned`."""
+        """Whether the service scored it and the policy is updated from it (`can_be_learned`)."""
         return self.reward_T is not None
 
 
@@ -53,7 +53,7 @@ class Batch:
 
 
 def make_batch(responses_N: Sequence[Response], settings: TrainSettings) -> Batch:
-    """The learned ones among `responses_N`, in their order.
+    """The responses that are learned from, in their order.
 
     Raises TrainerError where there are none: a step from nothing would look like one.
     """
@@ -75,7 +75,7 @@ def make_batch(responses_N: Sequence[Response], settings: TrainSettings) -> Batc
 
 
 def _shape(responses_N: Sequence[Response], settings: TrainSettings) -> list[NDArray[np.floating]]:
-    """The rewards with the shaping that was asked for, in the order that shaping.py names."""
+    """The shaped rewards. The order of the shapings is that of rewards/shaping.py."""
     reward_N: list[NDArray[np.floating]] = [_scored(response.reward_T) for response in responses_N]
     if settings.reward_clip is not None:
         reward_N = [shaping.clip(reward_T, settings.reward_clip) for reward_T in reward_N]
@@ -104,7 +104,7 @@ def _scored(array_T: Float32 | None) -> Float32:
 
 
 def _pad(array_N: Sequence[NDArray[np.floating]], mask_N_T: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """float64 [N, T], 0 past each array's end."""
+    """The arrays as one float64 [N, T], with 0 after the end of each."""
     padded_N_T = np.zeros(mask_N_T.shape)
     padded_N_T[mask_N_T] = np.concatenate(array_N)
     return padded_N_T

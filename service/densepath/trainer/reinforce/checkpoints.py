@@ -1,4 +1,4 @@
-"""Checkpoints of a run: there whole or not at all, checked before they are trusted, the last few kept.
+"""The checkpoints of a run: complete or absent, checked before use, and only the last few are kept.
 
     checkpoints/step-000040/   the policy as a model directory with its tokenizer
                                optimizer/, AdamW's tensors: files for each process
@@ -39,7 +39,7 @@ from densepath.trainer.reinforce.workers import Workers
 MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer"
 _NAME = re.compile(r"step-(\d{6,})")
-#: What a model directory has beside its weights, and every checkpoint takes over from the SFT's.
+#: Files beside the weights that every checkpoint copies from the SFT checkpoint.
 _COPIED = (
     CONFIG,
     GENERATION_CONFIG,
@@ -56,7 +56,7 @@ Held = Mapping[str, Tensor]
 
 
 def save_model(directory: Path, source: Path, weights: Held, workers: Workers) -> None:
-    """Write a model directory whole: `weights`, and config and tokenizer from the directory `source`.
+    """Write a complete model directory: `weights`, with config and tokenizer from the directory `source`.
 
     All processes call it together, here and in `save_checkpoint`.
     """
@@ -82,7 +82,9 @@ def save_checkpoint(
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _commit(partial, directory)
         for _, old in _found(folder)[keep:]:
-            (old / MANIFEST).unlink(missing_ok=True)  # first: a kill half-way leaves nothing that counts
+            (old / MANIFEST).unlink(
+                missing_ok=True
+            )  # first, so that a kill in between leaves no valid checkpoint
             shutil.rmtree(old)
     workers.wait()
     return directory
@@ -101,13 +103,13 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[int, P
     damaged = 0
     for step, directory in _found(folder):
         if not (directory / MANIFEST).is_file():
-            shutil.rmtree(directory)  # was being removed
+            shutil.rmtree(directory)  # its removal was interrupted
             continue
         problem = _problem(directory, step)
         if problem is None:
             return step, directory
         damaged += 1
-        warn(f"the checkpoint {directory.name} is damaged and passed over: {problem}")
+        warn(f"the checkpoint {directory.name} is damaged and is skipped: {problem}")
     if damaged:
         raise RunError(f"all {damaged} checkpoints of this run are damaged: start another run directory")
     return None
@@ -125,7 +127,7 @@ def load_checkpoint(directory: Path, weights: Held, moments: Held, workers: Work
 
 
 def _begin(directory: Path, workers: Workers) -> Path:
-    """An empty directory to fill, which every process sees."""
+    """An empty directory that every process can see."""
     partial = directory.with_name(f".{directory.name}.partial")
     if workers.first:
         shutil.rmtree(partial, ignore_errors=True)
@@ -135,7 +137,7 @@ def _begin(directory: Path, workers: Workers) -> Path:
 
 
 def _commit(partial: Path, directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)  # a damaged one of the same step
+    shutil.rmtree(directory, ignore_errors=True)  # a damaged checkpoint of the same step
     commit_directory(partial, directory)
 
 
@@ -206,7 +208,7 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
 
 
 def _problem(directory: Path, step: int) -> str | None:
-    """What keeps a checkpoint from being whole."""
+    """Why a checkpoint is not complete; None where it is."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])

@@ -1,4 +1,4 @@
-"""Dense-Path REINFORCE (arXiv 2510.02493): the SFT policy, improved by the reward that its own pair holds.
+"""Dense-Path REINFORCE (arXiv 2510.02493): improving the SFT policy with the rewards of its own pair.
 
     repeat
         y ~ pi(. | x)                                              on-policy, temperature 1
@@ -33,7 +33,7 @@ from densepath.trainer.run_files import Row
 
 @dataclass(frozen=True)
 class DensePath:
-    """The parts of a run; `steps` goes through them."""
+    """The parts of a run. `steps` runs the algorithm."""
 
     settings: TrainSettings
     workers: Workers
@@ -68,7 +68,7 @@ class DensePath:
         return due and bool(self.sampler.held_out)
 
     def why_stop(self, rows: list[Row]) -> str | None:
-        """Why the run stops after these steps, or None to go on."""
+        """Why the run stops after these steps; None where it continues."""
         if len(rows) >= self.settings.steps:
             return f"all {self.settings.steps} steps are done"
         return over_kl_budget(rows, self.settings.kl_budget) or reward_is_hacked(

@@ -1,4 +1,4 @@
-"""When a run stops before its last step: pure functions over the rows of metrics.jsonl.
+"""When a run stops early: pure functions of the rows of metrics.jsonl.
 
 Reward alone is no stopping signal: without the KL term it keeps rising while accuracy falls (docs/LOG.md).
 """
@@ -17,13 +17,16 @@ CHECKS = 2
 
 
 def over_kl_budget(rows: Sequence[Row], budget: float | None) -> str | None:
-    """Why to stop: the mean KL to SFT of the last steps, nats a response, is over the budget."""
+    """Why to stop: the mean KL of the last steps, in nats per response, is over the budget."""
     if budget is None or len(rows) < KL_STEPS:
         return None
     kl = sum(row["kl"] for row in rows[-KL_STEPS:]) / KL_STEPS
     if kl <= budget:
         return None
-    return f"the KL to SFT, {kl:.2f} nats a response over {KL_STEPS} steps, is over the budget of {budget:g}"
+    return (
+        f"the KL from the SFT model, {kl:.2f} nats per response over {KL_STEPS} steps, is over the budget of "
+        f"{budget:g}"
+    )
 
 
 def reward_is_hacked(rows: Sequence[Row], held_out_prompts: int) -> str | None:

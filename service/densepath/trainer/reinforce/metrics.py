@@ -1,4 +1,4 @@
-"""Where each step's figures go besides metrics.jsonl: Prometheus, and the trackers that are asked for.
+"""Where the figures of each step go besides metrics.jsonl: to Prometheus and to the chosen trackers.
 
 A row is a line of metrics.jsonl. The files of the run are its record: a tracker that fails on the way is said
 once and left out, and the run goes on.
@@ -24,15 +24,15 @@ from densepath.errors import InvalidRequestError
 from densepath.trainer.reinforce.trackers import open_tracker
 from densepath.trainer.run_files import PHASES, Row
 
-#: A key of the row → the gauge's name after the prefix, and its help.
+#: A key of the row → the name of the gauge after the prefix, and its help text.
 GAUGES = {
     "step": ("step", "The last finished step"),
-    "reward": ("reward_nats", "Mean sum of rewards a learned response, in nats"),
-    "reward_token": ("token_reward_nats", "Mean reward of a token, in nats"),
-    "kl": ("kl_nats", "Mean log-probability less that of the SFT model, a response, in nats"),
-    "objective": ("objective_nats", "Reward less its KL term, a response, in nats"),
-    "length": ("response_tokens", "Mean tokens of a response"),
-    "entropy": ("entropy_nats", "Estimated entropy of the policy, a token, in nats"),
+    "reward": ("reward_nats", "Mean sum of rewards per learned response, in nats"),
+    "reward_token": ("token_reward_nats", "Mean reward per token, in nats"),
+    "kl": ("kl_nats", "Mean log-probability minus that of the SFT model, per response, in nats"),
+    "objective": ("objective_nats", "Reward minus its KL term, per response, in nats"),
+    "length": ("response_tokens", "Mean number of tokens per response"),
+    "entropy": ("entropy_nats", "Estimated entropy of the policy per token, in nats"),
     "grad_norm": ("gradient_norm", "Norm of the gradient before clipping"),
     "loss": ("loss", "The step's loss"),
     "lr": ("learning_rate", "The step's learning rate"),
@@ -41,39 +41,42 @@ GAUGES = {
         "Largest difference of a token's log-probability between learner and sampler, in nats",
     ),
 }
-#: The same for counters; they count since this process began.
+#: The same for counters. They count from the start of this process.
 COUNTERS = {
     "responses": ("responses", "Responses sampled"),
-    "truncated": ("truncated_responses", "Responses cut at the token limit, and so not learned from"),
+    "truncated": (
+        "truncated_responses",
+        "Responses that were cut at the token limit, and are not learned from",
+    ),
 }
 _PREFIX = "densepath_trainer_"
 _log = logging.getLogger(__name__)
 
-# A series a counter that says only when it was made.
+# Skip the `_created` series that each counter would add.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Sink(Protocol):
-    """Takes the figures of every step."""
+    """Receives the figures of every step."""
 
     def step(self, row: Row) -> None:
         """A step has ended with these figures."""
 
     def waiting(self, away: bool) -> None:
-        """The reward service is away, or is back."""
+        """The reward service has stopped answering, or answers again."""
 
     def close(self) -> None:
-        """The run has ended, well or not."""
+        """The run has ended, with or without an error."""
 
 
 class Sinks:
-    """Several sinks as one, closed at the end of a `with`."""
+    """Several sinks as one. They are closed at the end of the `with` block."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
 
     def step(self, row: Row) -> None:
-        """Give every sink the row; one that fails gets no more."""
+        """Give the row to every sink. A sink that fails gets no further rows."""
         for sink in tuple(self._sinks):
             try:
                 sink.step(row)
@@ -83,7 +86,7 @@ class Sinks:
                 _close(sink)
 
     def waiting(self, away: bool) -> None:
-        """Tell every sink that the reward service is away, or is back."""
+        """Tell every sink whether the reward service answers."""
         for sink in self._sinks:
             sink.waiting(away)
 
@@ -96,10 +99,10 @@ class Sinks:
 
 
 class PrometheusSink:
-    """Gauges of the last step and counters, on a port of their own; port 0 takes a free one."""
+    """Gauges of the last step and counters, on their own port. Port 0 chooses a free one."""
 
     def __init__(self, port: int) -> None:
-        """Raises InvalidRequestError where the port can't be had."""
+        """Raises InvalidRequestError where the port is taken."""
         registry = CollectorRegistry()
         self._gauges = {
             key: Gauge(_PREFIX + name, text, registry=registry) for key, (name, text) in GAUGES.items()
@@ -111,9 +114,11 @@ class PrometheusSink:
             _PREFIX + "held_out", "Share of held-out prompts answered right", ["kind"], registry=registry
         )
         self._seconds = Counter(
-            _PREFIX + "phase_seconds", "Seconds spent in a part of the step", ["phase"], registry=registry
+            _PREFIX + "phase_seconds", "Seconds spent in each part of a step", ["phase"], registry=registry
         )
-        self._waiting = Gauge(_PREFIX + "waiting", "1 while the reward service is away", registry=registry)
+        self._waiting = Gauge(
+            _PREFIX + "waiting", "1 while the reward service does not answer", registry=registry
+        )
         for phase in PHASES:
             self._seconds.labels(phase)
         try:
@@ -137,11 +142,11 @@ class PrometheusSink:
             self._seconds.labels(phase).inc((row.get("seconds") or {}).get(phase, 0.0))
 
     def waiting(self, away: bool) -> None:
-        """Show whether the reward service is away."""
+        """Show whether the reward service answers."""
         self._waiting.set(away)
 
     def close(self) -> None:
-        """Give the port back."""
+        """Stop listening on the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

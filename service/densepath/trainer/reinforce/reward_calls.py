@@ -1,4 +1,4 @@
-"""Rewards from the service, over HTTP through the client, while sampling goes on.
+"""Rewards from the service, over HTTP through the client, while more responses are sampled.
 
 All calls ask for one pair version. A service that is away is waited for, with capped and random waits; a
 reward that is missing is never a number, and no step is taken without it.
@@ -17,16 +17,16 @@ from densepath.client import Client, Score, Scores
 from densepath.errors import LateError, ModelVersionMismatchError, UnavailableError
 from densepath.trainer.errors import ServiceAwayError, TrainerError
 
-#: Requests under way at once, and the longest wait between two looks at a service that is away.
+#: Requests at the same time, and the longest wait between two attempts at a service that does not answer.
 CALLS = 4
 LONGEST_WAIT_SECONDS = 30.0
 
-#: Called with words when the service is away, and with None once it is back.
+#: Called with a message while the service does not answer, and with None once it answers again.
 OnWait = Callable[[str | None], None]
 
 
 class RewardCalls:
-    """The service at `url`, held to the pair version that it serves when this is made. Use it in a `with`."""
+    """The service at `url`, pinned to the pair version that it serves now. Use it in a `with` block."""
 
     def __init__(self, url: str, *, api_key: str | None, wait_seconds: float, on_wait: OnWait) -> None:
         self._client = Client(url, api_key=api_key)
@@ -37,11 +37,11 @@ class RewardCalls:
         self._version = str(self.pair["version"])
 
     def submit(self, index_N: list[int], items_N: list[dict[str, Any]]) -> None:
-        """Ask for the rewards of some responses; `index_N` names them in `collect`."""
+        """Request the rewards of some responses. `collect` returns them by their `index_N`."""
         self._calls.append((index_N, self._threads.submit(self._patiently, lambda: self._score(items_N))))
 
     def collect(self) -> dict[int, Score]:
-        """The scores of everything submitted since the last call, by index, log-probabilities included."""
+        """The scores of everything submitted since the last call, by index, with log-probabilities."""
         calls, self._calls = self._calls, []
         scores: dict[int, Score] = {}
         try:
@@ -61,7 +61,7 @@ class RewardCalls:
         return self._client.score(items_N, include=("logprobs",), model_version=self._version)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """The call's answer, however often the service is away, for `wait_seconds` in a row at most."""
+        """The answer of a call, which is repeated for up to `wait_seconds` while there is none."""
         started, told = monotonic(), False
 
         def away(error: Exception) -> bool:
@@ -69,7 +69,9 @@ class RewardCalls:
             if not isinstance(error, (UnavailableError, LateError)):
                 return False
             told = True
-            self._on_wait(f"the service is away for {monotonic() - started:.0f} s ({error}): waiting")
+            self._on_wait(
+                f"the service has not answered for {monotonic() - started:.0f} s ({error}): waiting"
+            )
             return True
 
         try:
@@ -80,15 +82,15 @@ class RewardCalls:
                     answer = call()
         except (UnavailableError, LateError) as error:
             raise ServiceAwayError(
-                f"the service did not come back within {self._wait_seconds:g} s ({error}): start it, and "
-                "give the same command again to go on from the last checkpoint"
+                f"the service did not answer within {self._wait_seconds:g} s ({error}): start it, and "
+                "repeat the same command to resume from the last checkpoint"
             ) from error
         if told:
             self._on_wait(None)
         return answer
 
     def close(self) -> None:
-        """Drop what is under way and close the connections."""
+        """Cancel running requests and close the connections."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._client.close()
 

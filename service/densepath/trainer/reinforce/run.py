@@ -1,4 +1,4 @@
-"""From settings to a run: what it needs is checked and opened here, its progress told, its state kept."""
+"""From settings to a run: checks and opens what it needs, shows its progress, and keeps its state."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from densepath.trainer.types import Prompt
 
 
 def train(settings: TrainSettings, say: Console) -> str:
-    """Run, or go on with, Dense-Path REINFORCE. Returns why it ended.
+    """Start or resume a run of Dense-Path REINFORCE. Returns why it ended.
 
-    Raises DensepathError or TrainerError where it cannot go on; the same settings then go on from the last
-    checkpoint.
+    Raises DensepathError or TrainerError where it cannot continue. The same settings then resume from the
+    last checkpoint.
     """
     with ExitStack() as stack:
         workers = stack.enter_context(Workers())
@@ -95,7 +95,7 @@ def train(settings: TrainSettings, say: Console) -> str:
 
 
 def _check(settings: TrainSettings, workers: Workers, say: Console) -> None:
-    """What can be known before anything is loaded."""
+    """Check what can be checked before anything is loaded."""
     if settings.prompts_per_step % workers.count:
         raise InvalidRequestError(
             f"--prompts-per-step {settings.prompts_per_step} must be divisible by "
@@ -132,7 +132,7 @@ def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) ->
 
 
 def _tokenizer(sft: Path, pair: dict[str, Any]) -> Tokenizer:
-    """The policy's tokenizer, which must be the pair's: the ids are what is scored."""
+    """The policy's tokenizer. It must be the tokenizer of the pair, because the ids are what is scored."""
     checkpoint = require_checkpoint(sft, "--sft")
     try:
         check_policy(sft, pair)
@@ -155,12 +155,12 @@ def _require_room(prompts: Sequence[Prompt], max_new_tokens: int, context_length
 def _go_back(
     settings: TrainSettings, workers: Workers, learner: Learner, journal: Journal | None, say: Console
 ) -> list[Row]:
-    """Put the learner where the newest checkpoint was; the rows up to there, in every process."""
+    """Load the newest checkpoint into the learner. Returns the rows up to it, in every process."""
     found = newest_checkpoint(settings.run / CHECKPOINTS, say.print) if journal else None
     step, directory = workers.gather(found)[0] or (0, None)
     if directory is not None:
         load_checkpoint(directory, learner.held_weights(), learner.held_moments(), workers)
-        say.print(f"going on after step {step}, from {directory}", soft_wrap=True)
+        say.print(f"resuming after step {step}, from {directory}", soft_wrap=True)
     rows: list[Row] = workers.gather(journal.go_back(step) if journal else [])[0]
     return rows
 
@@ -182,7 +182,7 @@ def _save(
 
 
 class _Bar:
-    """The run's progress for people: steps, and the last one's figures."""
+    """The progress bar of a run: the steps, and the figures of the last one."""
 
     def __init__(self, settings: TrainSettings, say: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -190,11 +190,11 @@ class _Bar:
         self._task = self._bar.add_task("waiting for the service", total=settings.steps)
 
     def waits(self, words: str | None) -> None:
-        """The service is away, in words; None: it is back."""
-        self._say.print(words or "the service is back", soft_wrap=True, markup=False)
+        """Print that the service does not answer, or with None, that it answers again."""
+        self._say.print(words or "the service answers again", soft_wrap=True, markup=False)
 
     def shows(self, rows: Sequence[Row]) -> None:
-        """The figures of the last row."""
+        """Show the figures of the last row."""
         last = rows[-1] if rows else None
         words = "training"
         if last:

@@ -1,4 +1,4 @@
-"""A step's responses: sampled from the policy, scored by the service while the rest is being sampled."""
+"""The responses of a step: sampled from the policy, and scored while others are still being sampled."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from densepath.trainer.reinforce.step_row import Clock
 from densepath.trainer.reinforce.workers import Workers
 from densepath.trainer.types import Prompt, Rollout, RolloutGenerator
 
-#: Responses in one call: enough for the service's batch, few enough to be under way early.
+#: Responses per request: enough for a batch of the service, few enough to be sent early.
 CALL_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """The rollouts and the rewards of one process."""
+    """Samples and scores the responses of one process."""
 
     settings: TrainSettings
     workers: Workers
@@ -38,7 +38,7 @@ class Sampler:
     vocab_size: int
 
     def sample(self, step: int, clock: Clock) -> list[Response]:
-        """This process's share of the step's responses; which they are hangs on the step alone."""
+        """This process's share of the responses of a step. It depends on the step alone."""
         settings = self.settings
         index_P = step_indices(len(self.prompts), settings.prompts_per_step, step, settings.seed)
         index_N = [index for index in index_P for _ in range(settings.rollouts)]
@@ -46,7 +46,7 @@ class Sampler:
         index_N, seeds_N = list(self.workers.share(index_N)), list(self.workers.share(seeds_N))
         with clock.phase("rollout"):
             rollouts = self._sample_and_ask([self.prompts[index] for index in index_N], seeds_N)
-        with clock.phase("rewards"):  # what sampling did not hide
+        with clock.phase("rewards"):  # only the time that is not spent while sampling
             scores = self.rewards.collect()
         return [
             _response(index, self.prompts[index], rollouts[n], scores.get(n))
@@ -78,7 +78,7 @@ class Sampler:
             self.rewards.submit([rollout.index for rollout in rollouts], items)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Sample from this policy from now on."""
+        """Sample from these weights from now on."""
         self.generator.load_weights(weights)
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Sampler:
         self.generator.close()
 
     def held_out_share(self) -> float:
-        """The share of held-out prompts whose greedy response the checker takes for right."""
+        """The share of held-out prompts whose greedy response the checker accepts."""
         prompts = self.workers.share(self.held_out)
         right = sum(
             self.checker.score(prompts[rollout.index], rollout, self.tokenizer)

@@ -1,4 +1,4 @@
-"""What the files of a run keep of a step: its figures, and some of its scored responses."""
+"""What the files of a run keep of each step: its figures, and some of its scored responses."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from densepath.trainer.reinforce.settings import TrainSettings
 from densepath.trainer.run_files import Phase, Row
 from densepath.trainer.types import Prompt
 
-#: Scored responses kept of each step, for people to look at.
+#: Scored responses that are kept per step, for people to look at.
 SAMPLES_PER_STEP = 16
 
 
 class Spelling(Protocol):
-    """What of a tokenizer shows a response."""
+    """The part of a tokenizer that is needed to show a response."""
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
-        """Each token's own text."""
+        """The text of each token alone."""
 
 
 class Clock:
-    """The seconds of each phase of a step, since it was made."""
+    """Measures the seconds of each phase of a step, from its creation on."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -35,13 +35,13 @@ class Clock:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Count the time inside."""
+        """Count the time spent inside the block."""
         start = time.perf_counter()
         yield
         self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
-        """By phase, and in total."""
+        """The seconds by phase, and in total."""
         return {**self._phases, "total": time.perf_counter() - self._start}
 
 

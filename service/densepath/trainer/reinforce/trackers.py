@@ -1,4 +1,4 @@
-"""Experiment trackers, where they are installed: TensorBoard, wandb, trackio. None is a dependency."""
+"""Experiment trackers that may be installed: TensorBoard, wandb, trackio. None is a dependency."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio
 
 
 class TensorBoard:
-    """Event files in `RUN/tensorboard`. A resumed run hides the steps that it does again."""
+    """Event files in `RUN/tensorboard`. A resumed run hides the steps that it repeats."""
 
     def __init__(self, module: Any, run_dir: Path) -> None:
         self._module, self._directory = module, run_dir / "tensorboard"
@@ -30,10 +30,10 @@ class TensorBoard:
             self._writer.add_scalar(name, value, row["step"])
 
     def waiting(self, away: bool) -> None:
-        """Not a figure of a step."""
+        """Ignored: it is no figure of a step."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining figures."""
         if self._writer is not None:
             self._writer.close()
 
@@ -56,10 +56,10 @@ class TrackerRun:
         self._run.log(flat(row), step=row["step"])
 
     def waiting(self, away: bool) -> None:
-        """Not a figure of a step."""
+        """Ignored: it is no figure of a step."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining figures."""
         self._run.finish()
 
     def __str__(self) -> str:

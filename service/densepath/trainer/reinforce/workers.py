@@ -1,4 +1,4 @@
-"""The processes that train together: one, or those that `torchrun` and `accelerate launch` start."""
+"""The processes that train together: one, or those that `torchrun` or `accelerate launch` starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Workers:
-    """This process among those that train. Close it, or use it in a `with`."""
+    """This process among those that train. Close it, or use it in a `with` block."""
 
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
@@ -32,7 +32,7 @@ class Workers:
         return self.rank == 0
 
     def shard(self, model: Any) -> Any:
-        """FSDP2: each layer's parameters spread over the processes; the model as it is for one process."""
+        """Spread each layer's parameters over the processes (FSDP2). One process keeps the model as it is."""
         if self.count == 1:
             return model
         from torch.distributed.device_mesh import init_device_mesh
@@ -44,7 +44,7 @@ class Workers:
         return fully_shard(model, mesh=mesh)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part; the parts of all processes in order are the whole.
+        """This process's part. The parts of all processes, in order, are the whole.
 
         They are equal where the count divides it: then all processes run as many forwards, as FSDP must.
         """
@@ -52,7 +52,7 @@ class Workers:
         return items[self.rank * size : (self.rank + 1) * size]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in the order of their ranks."""
+        """The values of all processes, in the order of their ranks."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -60,7 +60,7 @@ class Workers:
         return values
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has come here."""
         self.gather(None)
 
     def sum(self, value: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Workers:
         return value
 
     def close(self) -> None:
-        """Leave the group, where vLLM's engine has not left it at its own end."""
+        """Leave the process group, unless vLLM's engine has already left it."""
         if self.count > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""The files of a `densepath train` run directory, checked; what is wrong is said with its file and line."""
+"""Reading the files of a `densepath train` run. Errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run has written so far. Arrays that end in `_S` have one entry a step."""
+    """What a run has written so far. Arrays whose names end in `_S` have one entry per step."""
 
     directory: Path
     manifest: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def step_S(self) -> NDArray[np.int64]:
-        """The numbers of the steps, rising."""
+        """The numbers of the steps, in ascending order."""
         return np.array([row["step"] for row in self.rows], dtype=np.int64)
 
     def column(self, name: str, inside: str | None = None) -> Float64:

@@ -1,4 +1,4 @@
-"""A sample's tokens, each on the colour of its reward: blue where the SFT model made it likelier."""
+"""The tokens of a sample, each on the colour of its reward: blue if the SFT model finds it more likely."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Token:
 
 @dataclass(frozen=True)
 class ShownSample:
-    """A sample, its prompt cut in front and its tokens cut at the end where they are too long for a page."""
+    """A sample. A long prompt is cut at its start, and long responses are cut at their end."""
 
     prompt: str
     tokens: tuple[Token, ...]
@@ -48,7 +48,7 @@ class ShownSample:
 
 @dataclass(frozen=True)
 class ShownStep:
-    """Samples of one step: the first in the file's order, not a choice of good ones."""
+    """Samples of one step: the first ones of the file, not selected ones."""
 
     step: int
     samples: tuple[ShownSample, ...]
@@ -56,7 +56,7 @@ class ShownStep:
 
 
 def colour_token(text: str, reward: float) -> Token:
-    """The hue's share grows with the reward's size up to FULL_AT nats, as in `densepath score --show`."""
+    """The colour grows with the size of the reward up to FULL_AT nats, as in `densepath score --show`."""
     share = min(abs(reward) / FULL_AT, 1.0) if np.isfinite(reward) else 0.0
     return Token(_visible(text), reward, "positive" if reward > 0 else "negative", round(share, 3))
 
@@ -91,5 +91,5 @@ def _show(sample: Sample) -> ShownSample:
 
 
 def _visible(text: str) -> str:
-    """Line ends and tabs as signs: a token of white space alone still has something to colour."""
+    """Show line ends and tabs as signs, so that a token of white space is visible."""
     return text.replace("\n", "⏎").replace("\t", "⇥") or "∅"

@@ -1,4 +1,4 @@
-"""Sampling in plain transformers from one model, or from a weighted product of several: slow, and trusted."""
+"""Sampling in plain transformers, from one model or from a weighted product of several. Slow, but simple."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def decode(
     eos_ids: frozenset[int],
     vocab_size: int | None = None,
 ) -> list[Rollout]:
-    """One response for each prompt from p ∝ prod_m p_m^weight_m, token by token; greedy without seeds.
+    """Decode one response per prompt from p ∝ prod_m p_m^weight_m, token by token; greedily without seeds.
 
     `weighted_models` has one (1, policy) for the policy itself; (1 + alpha, sft) and (-alpha, reference)
     for pi_sft (pi_sft / pi_ref)^alpha. Ids from `vocab_size` on, the padded
@@ -32,7 +32,7 @@ def decode(
     width = max(map(len, prompt_ids_N))
     mask_N_L = torch.zeros(len(prompt_ids_N), width + max_new_tokens, dtype=torch.long, device=device)
     input_N_L = torch.zeros(len(prompt_ids_N), width, dtype=torch.long, device=device)
-    for n, ids in enumerate(prompt_ids_N):  # on the left, so that every response begins in one column
+    for n, ids in enumerate(prompt_ids_N):  # padded on the left, so that all responses begin in one column
         input_N_L[n, width - len(ids) :] = torch.tensor(ids, device=device)
         mask_N_L[n, width - len(ids) :] = 1
     position_N_L = (mask_N_L.cumsum(-1) - 1).clamp(min=0)
@@ -68,7 +68,7 @@ def decode(
 
 
 def _draw(logp_N_V: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
-    """The argmax, of log p plus Gumbel noise where there are generators: a sample from p."""
+    """The argmax of log p. With generators, Gumbel noise is added first, which makes it a sample from p."""
     if generators is None:
         return logp_N_V.argmax(-1)
     vocab_size = logp_N_V.shape[1]

@@ -1,4 +1,4 @@
-"""The generator of rollouts that was asked for."""
+"""Building the chosen generator of rollouts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from densepath.trainer.types import RolloutGenerator
 
-#: Without a word from the operator: a quarter of a GPU is the sampler's, the rest the learner's.
+#: Default: a quarter of the GPU is for sampling, and the rest is for the learner.
 GPU_SHARE = 0.25
 CPU_KV_CACHE_BYTES = 256 << 20
 
 
 class RolloutEngine(StrEnum):
-    """What samples from the policy."""
+    """The engine that samples from the policy."""
 
     VLLM = "vllm"
     TRANSFORMERS = "transformers"
@@ -31,7 +31,7 @@ def build_generator(
     gpu_memory_utilization: float | None = None,
     processes: int = 1,
 ) -> RolloutGenerator:
-    """What generates from the checkpoint in `directory`, at most `max_new_tokens` a response.
+    """A generator from the checkpoint in `directory`, with at most `max_new_tokens` per response.
 
     `processes` is how many train together, each with a generator of its own. `max_model_len` counts a prompt
     and its response.

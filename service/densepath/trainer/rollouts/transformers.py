@@ -1,4 +1,4 @@
-"""Rollouts in plain transformers: no engine to start, and the oracle for the vLLM rollouts."""
+"""Rollouts in plain transformers. No engine is started; the vLLM rollouts are compared with these."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from densepath.trainer.quiet import quiet_libraries
 from densepath.trainer.rollouts.decoding import decode
 from densepath.trainer.types import Rollout
 
-#: Responses decoded together: what is finished first is scored while the next ones are decoded.
+#: Responses that are decoded together. Finished ones are scored while the next ones are decoded.
 BATCH = 64
 
 

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in this process, on the CPU and the CUDA build alike; weights are exchanged in place."""
+"""Rollouts by vLLM in this process, with its CPU or its CUDA build. Weights are replaced in place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from densepath.trainer.types import Rollout
 
-# Before vllm is imported. In process: a step's schedule then hangs on nothing but the step, so that a resumed
-# run samples the same ids; and weights are handed over as tensors.
+# Before vllm is imported. In this process, the schedule of a step depends on the step alone, so a resumed run
+# samples the same ids; and weights are passed as tensors.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -23,9 +23,9 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 if not torch.cuda.is_available():
     os.environ.setdefault(
         "VLLM_CPU_OMP_THREADS_BIND", "nobind"
-    )  # the learner's threads are this process's too
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs a minute, and gains little on a CPU
-    # What vLLM's CPU build brings about at every start: torch's deprecated names, a Triton that is not there.
+    )  # the threads of the learner are in this process too
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute, and gains little on a CPU
+    # Warnings of vLLM's CPU build at every start: deprecated names of torch, and a missing Triton.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.triton_utils\.dispatcher")
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 
@@ -71,7 +71,7 @@ class VllmGenerator:
     def generate(
         self, prompt_ids_N: Sequence[Sequence[int]], seeds_N: Sequence[int] | None
     ) -> Iterator[Rollout]:
-        """As `RolloutGenerator.generate`: each response as soon as it has finished."""
+        """As `RolloutGenerator.generate`. Each response is yielded as soon as it is finished."""
         engine = self._llm.llm_engine
         place: dict[str, int] = {}
         for n, prompt_ids in enumerate(prompt_ids_N):
@@ -89,14 +89,14 @@ class VllmGenerator:
             temperature=0.0 if seed is None else 1.0,
             seed=seed,
             max_tokens=self._max_new_tokens,
-            ignore_eos=True,  # the pair's EOS ids decide, and no others
+            ignore_eos=True,  # only the EOS ids of the pair end a response
             stop_token_ids=self._eos_ids,
             logprobs=0,
             detokenize=False,
         )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Go on with these weights; what the cache holds of the old ones is dropped."""
+        """Replace the weights, and drop everything that the cache has of the old ones."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache: rollouts would mix two policies")

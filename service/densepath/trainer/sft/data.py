@@ -1,4 +1,4 @@
-"""The rows of an SFT run in the order in which they are learned, and how many samples each step has seen."""
+"""The rows of an SFT run in their training order, and how many samples each step has seen."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Ordered:
 
     @property
     def steps(self) -> int:
-        """Updates in all."""
+        """The total number of updates."""
         return len(self.samples_S) - 1
 
 
 def order(sequences: ListLike[Sequence], max_length: int, settings: SftSettings) -> Ordered:
-    """All epochs one after another, each in an order of its own, so that every batch but the last is full.
+    """All epochs in sequence, each in its own order, so that every batch except the last is full.
 
     With packing a row holds several demonstrations, of `max_length` tokens in all at most.
     """
@@ -43,7 +43,9 @@ def order(sequences: ListLike[Sequence], max_length: int, settings: SftSettings)
     if settings.max_steps is not None:
         count = settings.max_steps * settings.batch_size
     if count == 0:
-        raise InvalidRequestError(f"--epochs {settings.epochs:g} of {len(rows)} rows is no row: give more")
+        raise InvalidRequestError(
+            f"--epochs {settings.epochs:g} of {len(rows)} rows gives no row: give a larger value"
+        )
     epochs = range(-(-count // len(rows)))
     taken = np.concatenate(
         [np.random.default_rng([settings.seed, epoch]).permutation(len(rows)) for epoch in epochs]

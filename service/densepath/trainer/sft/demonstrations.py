@@ -29,7 +29,7 @@ _FORMS = "a row has messages and response, prompt and response, or messages that
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """What a run learns from, and what it validates on."""
+    """The demonstrations that a run learns from, and those that it validates on."""
 
     learned: ListLike[Sequence]
     held_out: ListLike[Sequence]
@@ -37,7 +37,7 @@ class Demonstrations:
 
 
 def read_demonstrations(path: Path, fast_tokenizer: Any) -> list[Sequence]:
-    """The demonstrations of a file; scored are the response's tokens and the EOS token after it.
+    """The demonstrations of a file. The scored tokens are those of the response and the EOS token after it.
 
     Chat goes through the chat template with a generation prompt, as in the service's chat form; text is
     tokenised as in its text form. EOS comes once: a response that is written with it gets no second one.
@@ -58,7 +58,7 @@ def read_demonstrations(path: Path, fast_tokenizer: Any) -> list[Sequence]:
 def split(
     sequences: ListLike[Sequence], share: float, seed: int
 ) -> tuple[ListLike[Sequence], ListLike[Sequence]]:
-    """Those to learn from, and those held out: `share` of them, at random and one at least."""
+    """Split into those to learn from and those held out: a random `share`, at least one."""
     held_out = max(1, round(share * len(sequences)))
     if held_out >= len(sequences):
         raise InvalidRequestError(f"{len(sequences)} demonstrations are too few to hold some out")
@@ -87,7 +87,7 @@ def _tokenize(row: Mapping[str, Any], tokenizer: Tokenizer, eos: str) -> Sequenc
         *messages, last = messages
         response = text_of(last.get("content"), f"messages[{len(messages)}].content")
     if not isinstance(response, str) or (messages is None) == (not isinstance(prompt, str)):
-        raise InvalidRequestError(f"it is no demonstration: {_FORMS}")
+        raise InvalidRequestError(f"it is not a demonstration: {_FORMS}")
     append_eos = not response.endswith(eos)
     if messages is None:
         return tokenizer.from_text(str(prompt), response, append_eos=append_eos)

@@ -1,4 +1,4 @@
-"""The run directory of `densepath sft`: made once, described when all is there, shown. `runs.py` reads it."""
+"""The run directory of `densepath sft`: creating, describing and showing it. `pair/runs.py` reads it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def make_manifest(
 
 
 def finish(run: Path, manifest: Mapping[str, Any]) -> None:
-    """All on the disk, and the manifest last: it is what makes the directory a run."""
+    """Flush everything to the disk, and write the manifest last: it makes the directory a finished run."""
     shutil.rmtree(run / SNAPSHOTS)
     for path in sorted(run.rglob("*"), reverse=True):
         sync(path)
@@ -83,7 +83,7 @@ def finish(run: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def show_run(run: SftRun, say: Console) -> None:
-    """Print a run's checkpoints, and what is done with them."""
+    """Print the checkpoints of a run, and the command that serves them."""
     table = Table("checkpoint", "samples", "steps", "validation loss", title=f"SFT in {run.directory}")
     for checkpoint in run.checkpoints:
         loss = checkpoint.validation_loss

@@ -51,6 +51,6 @@ def _load(directory: Path, dtype: torch.dtype | str) -> Any:
 def _with_adapters(model: Any, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    # Each linear layer but the head, whose weight TRL reads apart from its adapter.
+    # Every linear layer except the head, because TRL reads the weight of the head without its adapter.
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config)

@@ -1,4 +1,4 @@
-"""`densepath sft`: supervised fine-tuning that also saves the checkpoints that a reference may be.
+"""`densepath sft`: supervised fine-tuning that also saves the checkpoints that can be a reference.
 
 TRL trains. Added is one thing: checkpoints at shares of the samples that the final checkpoint has seen, and
 the base model with the SFT's tokenizer, so that each is a pair with the final one.
@@ -37,7 +37,7 @@ _LOG_ROWS = 200  # at least, of a run that has so many steps and does not valida
 
 
 def fine_tune(settings: SftSettings, say: Console) -> SftRun:
-    """Make a run directory. One that is killed, whenever, leaves a directory that does not count as a run.
+    """Make a run directory. A run that is killed leaves a directory that does not count as a run.
 
     Raises InvalidRequestError for what is wrong with the settings, the base model or the demonstrations,
     before anything is written, and where SFT never has a lower validation loss than the base model;
@@ -61,7 +61,7 @@ def fine_tune(settings: SftSettings, say: Console) -> SftRun:
 
 
 def _check(settings: SftSettings) -> WholeCheckpoint:
-    """The base model, after a look at all that can be seen to be wrong without work."""
+    """The base model, after everything is checked that can be checked without loading it."""
     if settings.run.exists():
         raise InvalidRequestError(
             f"--run {settings.run} exists: name a directory that does not, or remove it"
@@ -97,7 +97,7 @@ def _read(settings: SftSettings, tokenizer: Any, max_length: int, say: Console) 
 
 
 def _plan(settings: SftSettings, ordered: Ordered) -> Snapshots:
-    """Which steps' weights are kept. Raises InvalidRequestError for a share too small for any step."""
+    """The steps whose weights are kept. Raises InvalidRequestError for a share before the first step."""
     ends = {ordered.steps}
     if settings.patience is not None:
         ends |= set(range(settings.validate_every, ordered.steps, settings.validate_every))
@@ -144,7 +144,7 @@ def _train(
     base_loss = watch.losses.get(0, math.inf)
     if settings.patience is not None and watch.losses[watch.kept] >= base_loss:
         raise InvalidRequestError(
-            f"SFT never got below the base model's validation loss of {base_loss:.4f} nats a token: "
+            f"SFT never got below the base model's validation loss of {base_loss:.4f} nats per token: "
             "lower --learning-rate, validate more often, or give other demonstrations"
         )
     return watch

@@ -1,4 +1,4 @@
-"""Which steps of an SFT run become checkpoints, and keeping their weights until that is known.
+"""Choosing which steps of an SFT run become checkpoints, and keeping their weights until that is known.
 
 The shares count from the samples of the kept step. With early stopping that is any validated step, known at
 the end alone, so the steps that each of them would ask for are kept while it may still be the one.
@@ -39,7 +39,7 @@ def steps_at(shares: Sequence[float], kept: int, samples_S: Sequence[int]) -> di
 
 
 class Snapshots:
-    """What is trained, as it was after each step that may become a checkpoint; a file a step in `folder`."""
+    """The trained parameters after each step that may become a checkpoint, one file per step in `folder`."""
 
     def __init__(self, folder: Path, wanted: Mapping[int, set[int]]) -> None:
         """`wanted[end]` are the steps that become checkpoints where `end` is the step that is kept."""
@@ -47,20 +47,20 @@ class Snapshots:
         self._steps = set().union(*wanted.values())
 
     def take(self, step: int, model: nn.Module) -> None:
-        """Keep the trained parameters, where this step may become a checkpoint."""
+        """Keep the trained parameters if this step may become a checkpoint."""
         if step in self._steps:
             trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
             save_file(trained, self._path(step))
 
     def drop_before(self, best: int, step: int) -> None:
-        """Remove what neither `best`, the kept step so far, nor any end after `step` asks for."""
+        """Remove the files that no outcome needs any more: neither `best` nor any later end."""
         asking = [steps for end, steps in self._wanted.items() if end == best or end > step]
         for done in self._steps - set().union(*asking):
             self._path(done).unlink(missing_ok=True)
         self._steps = set().union(*asking)
 
     def load(self, step: int) -> Parameters:
-        """The parameters after a step, by name; none for step 0, the base model."""
+        """The parameters after a step, by name. Empty for step 0, the base model."""
         return load_file(self._path(step)) if step else {}
 
     def _path(self, step: int) -> Path:
@@ -69,7 +69,7 @@ class Snapshots:
 
 @torch.no_grad()
 def restore(model: nn.Module, parameters: Parameters) -> None:
-    """Copy each tensor into the parameter of its name; the others stay."""
+    """Copy each tensor into the parameter of its name. Other parameters stay as they are."""
     named = dict(model.named_parameters())
     for name, tensor in parameters.items():
         named[name].copy_(tensor)

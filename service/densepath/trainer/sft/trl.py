@@ -1,4 +1,4 @@
-"""What is taken from TRL, and how it is set: its trainer, without its bars, prints, files and telemetry."""
+"""TRL's trainer with densepath's settings, without its progress bars, prints, files and telemetry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from densepath.trainer.sft.demonstrations import IGNORED
 from densepath.trainer.sft.settings import SftSettings
 
 with warnings.catch_warnings():
-    # TRL generates nothing here, so the installed vLLM's version is no concern of it.
+    # TRL generates nothing here, so the version of vLLM does not matter to it.
     warnings.filterwarnings("ignore", "TRL currently supports vLLM versions", UserWarning)
     from trl import SFTConfig, SFTTrainer, pack_dataset
 
@@ -24,7 +24,7 @@ __all__ = ["Sft", "pack_dataset"]
 
 
 class Sft(SFTTrainer):  # type: ignore[misc]  # TRL carries no types
-    """TRL's trainer on rows that are tokenised and in order already."""
+    """TRL's trainer on rows that are already tokenised and ordered."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Sft(SFTTrainer):  # type: ignore[misc]  # TRL carries no types
         self.remove_callback(PrinterCallback)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward-backward. Raises NonFiniteStepError before the update."""
+        """One forward-backward pass. Raises NonFiniteStepError, before the update, for a non-finite loss."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise NonFiniteStepError(
@@ -54,9 +54,9 @@ class Sft(SFTTrainer):  # type: ignore[misc]  # TRL carries no types
         return loss
 
     def validation_loss(self, batches: Iterable[Any]) -> float:
-        """Mean of -log p over all labelled tokens of `batches`, nats a token.
+        """Mean of -log p over all labelled tokens of `batches`, in nats per token.
 
-        The trainer's own evaluation takes the mean of its batches' means, which hangs on the batches.
+        The trainer's own evaluation takes the mean of its batches' means, which depends on the batches.
         """
         total, count = 0.0, 0
         self.model.eval()
@@ -67,17 +67,17 @@ class Sft(SFTTrainer):  # type: ignore[misc]  # TRL carries no types
         return total / count
 
     def _send_telemetry(self) -> None:
-        pass  # nobody is told of a run
+        pass  # no run is reported to anyone
 
 
 def _config(folder: Path, settings: SftSettings, log_every: int) -> Any:
     cuda = torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=1,  # the rows hold all epochs, in order
+        num_train_epochs=1,  # the rows contain all epochs, in order
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},  # tokenised, labelled, cut and packed
-        packing=settings.packing,  # tells the collator to keep a pack's demonstrations apart
+        packing=settings.packing,  # so that the collator keeps the demonstrations of a pack apart
         per_device_train_batch_size=settings.micro_batch_size,
         per_device_eval_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.accumulation,
@@ -87,7 +87,7 @@ def _config(folder: Path, settings: SftSettings, log_every: int) -> Any:
         seed=settings.seed,
         bf16=settings.bf16,
         use_cpu=not cuda,
-        gradient_checkpointing=cuda,  # memory is what lacks on a GPU, time on a CPU
+        gradient_checkpointing=cuda,  # on a GPU, memory is scarce; on a CPU, time is
         dataloader_pin_memory=cuda,
         logging_steps=log_every,
         logging_nan_inf_filter=False,

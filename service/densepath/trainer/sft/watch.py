@@ -11,12 +11,12 @@ from transformers import TrainerCallback
 from densepath.trainer.errors import NonFiniteStepError
 from densepath.trainer.sft.snapshots import Snapshots
 
-#: Called after a step with its number and with what is known of it, for people to read.
+#: Called after a step with its number and a description of its figures.
 Told = Callable[[int, str], None]
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is read without its types
-    """Follows a run. `losses` are validation losses by step, in nats a token; `log` is the manifest's."""
+    """Follows a run. `losses` has validation losses by step, nats per token; `log` is for the manifest."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is read with
         self._measure(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        """Keep the step's weights, validate where it is time, and stop where nothing gets better."""
+        """Keep the weights of the step, validate if it is due, and stop if the loss no longer improves."""
         step = state.global_step
         self._snapshots.take(step, model)
         if step % self._every == 0 or step == self._last:
@@ -74,7 +74,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers is read with
         self.losses[step] = loss
 
     def _keep_best(self, step: int) -> None:
-        # Of equal ones the first; the base model is no SFT, whatever its loss.
+        # Of equal losses, the first step is taken. The base model does not count, whatever its loss.
         self.kept = min((s for s in self.losses if s), key=self.losses.__getitem__)
         self._snapshots.drop_before(self.kept, step)
 
