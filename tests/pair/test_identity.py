@@ -102,9 +102,9 @@ def test_change_after_the_check_is_named(name: str, side: int, dirs: tuple[Path,
     change(dirs[side])
     with pytest.raises(InvalidPairError) as caught:
         pair.ensure_unchanged()
-    assert caught.value.message == "not what was checked: " + "; ".join(
-        f"{('sft', 'reference')[side]}: {file}: was changed since it was read: "
-        "it must stay as it is until the pair is loaded"
+    assert caught.value.message == "the pair has changed since it was checked: " + "; ".join(
+        f"{('sft', 'reference')[side]}: {file}: has changed since it was read: "
+        "it must not change until the pair is loaded"
         for file in files
     )
 
@@ -130,7 +130,7 @@ def test_link_to_a_file_that_is_pointed_elsewhere(
     pair = load()
     (dirs[0] / "a.safetensors").unlink()
     (dirs[0] / "a.safetensors").symlink_to(other)
-    with pytest.raises(InvalidPairError, match=r"sft: a\.safetensors: was changed"):
+    with pytest.raises(InvalidPairError, match=r"sft: a\.safetensors: has changed"):
         pair.ensure_unchanged()
 
 
@@ -183,7 +183,7 @@ def test_change_during_the_check(
     found = inspect_pair(*dirs, cache_dir=tmp_path / "cache")
     assert isinstance(found, list)
     assert [str(problem) for problem in found] == [
-        f"sft: {WEIGHTS}: was changed since it was read: it must stay as it is until the pair is loaded"
+        f"sft: {WEIGHTS}: has changed since it was read: it must not change until the pair is loaded"
     ]
 
 
@@ -226,7 +226,7 @@ async def test_pair_that_changes_while_it_is_loaded_is_never_served(
     pair = load()
     served = Served(pair, load_tokenizer(pair), SlowScorer(1024))
     lifecycle = Service(served, start_unverified("it is a test")).lifecycle
-    with pytest.raises(InvalidPairError, match=r"not what was checked: reference: model\.safetensors: was"):
+    with pytest.raises(InvalidPairError, match=r"since it was checked: reference: model\.safetensors: has"):
         await lifecycle.start()
     assert lifecycle.phase is Phase.STARTING
     assert lifecycle.problem() is not None
@@ -272,7 +272,7 @@ def test_weights_that_are_replaced_while_the_real_engine_loads(
         process.wait()
     assert process.returncode == 1
     assert log.read_text().splitlines()[-1] == (
-        f"error not what was checked: sft: {WEIGHTS}: was changed since it was read: "
-        "it must stay as it is until the pair is loaded"
+        f"error the pair has changed since it was checked: sft: {WEIGHTS}: has changed since it was read: "
+        "it must not change until the pair is loaded"
     )
     assert list((cache / "densepath").glob("verified/*")) == []

@@ -52,10 +52,10 @@ def pair_of(found: Pair | list[Problem]) -> Pair:
 
 MISSING = f"is missing: weights must be in {WEIGHTS}, or in shards that {INDEX} names"
 REMOTE = "has an auto_map: remote code is never run, so the checkpoint must load without it"
-NOT_SAME = "not the same in both; the reference must have the sft's"
-REFUSED = "is refused by transformers: its model_type must be known and its fields of the right type"
+NOT_SAME = "different in the two; the reference must have the sft's"
+REFUSED = "is refused by transformers: its model_type must be known, and its fields must have valid types"
 NO_JSON = "cannot be read as JSON: it must be a JSON object"
-DAMAGED = "is truncated or corrupt: it must be a whole safetensors file"
+DAMAGED = "is truncated or corrupt: it must be a complete safetensors file"
 FINITE = "weights must be finite"
 
 #: What is done to the sft, and the one problem that must be found, without the leading "sft: ".
@@ -98,7 +98,7 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "pickled weights": (
         rename(WEIGHTS, "pytorch_model.bin"),
-        f"{WEIGHTS}: is missing, and the weights are pickled: convert them, only safetensors is loaded",
+        f"{WEIGHTS}: is missing, and the weights are pickled: convert them to safetensors",
     ),
     "no weights": (remove(WEIGHTS), f"{WEIGHTS}: {MISSING}"),
     "weights of another name": (rename(WEIGHTS, "adapter_model.safetensors"), f"{WEIGHTS}: {MISSING}"),
@@ -121,7 +121,7 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "index names a missing shard": (
         several(shard, remove("b.safetensors")),
-        f"{INDEX}: names b.safetensors, which is missing: every shard must be there",
+        f"{INDEX}: names b.safetensors, which is missing: every shard must be in the directory",
     ),
     "index names a missing tensor": (
         shard_and(lambda weight_map: weight_map.update({"lost.weight": "a.safetensors"})),
@@ -129,11 +129,11 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "index leads out of the directory": (
         shard_and(lambda weight_map: weight_map.update({"x": "../reference/model.safetensors"})),
-        f"{INDEX}: names a shard outside the directory: shards must lie beside the index",
+        f"{INDEX}: names a shard outside the directory: shards must be in the directory of the index",
     ),
     "index beside a whole file": (
         several(shard, lambda d: shutil.copy(d / "a.safetensors", d / WEIGHTS)),
-        f"{WEIGHTS}: lies beside {INDEX}, which does not name it: keep one or the other",
+        f"{WEIGHTS}: is in the same directory as {INDEX}, which does not name it: keep one or the other",
     ),
     "truncated shard": (
         several(shard, lambda d: os.truncate(d / "b.safetensors", 500)),
@@ -156,11 +156,11 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "no fast tokenizer file": (
         remove("tokenizer.json"),
-        "tokenizer.json: is missing: the tokenizer must be saved in its fast form",
+        "tokenizer.json: is missing: the tokenizer must be saved as a fast tokenizer",
     ),
     "slow tokenizer class": (
         write("tokenizer_config.json", '{"tokenizer_class": "CanineTokenizer"}'),
-        "tokenizer_config.json: names a tokenizer class without a fast form: it must have one",
+        "tokenizer_config.json: names a tokenizer class that has no fast version: it must have one",
     ),
     "tokenizer is not a tokenizer": (
         write("tokenizer.json", "{}"),
@@ -265,7 +265,7 @@ def test_more_ids_than_rows(tmp_path: Path) -> None:
     found = inspect_pair(directory, directory, allow_same=True, cache_dir=tmp_path / "cache")
     assert isinstance(found, list)
     message = (
-        "tokenizer.json: has ids up to 299, and the embedding has 256 rows: "
+        "tokenizer.json: has ids up to 299, but the embedding has 256 rows: "
         "vocab_size must be larger than every id"
     )
     assert [str(problem) for problem in found] == [f"sft: {message}", f"reference: {message}"]

@@ -29,7 +29,7 @@ from densepath.pair.pair import Pair, Problem, inspect_pair, load_pair
 
 POINTER = "is a Git LFS pointer and not the file itself: run `git lfs pull` in its directory"
 
-LOST = "they were lost when the checkpoint was saved, converted or merged; save it again, whole"
+LOST = "they were lost when the checkpoint was saved, converted or merged; save all of it again"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -74,8 +74,8 @@ TENSOR_PROBLEMS: dict[str, tuple[Damage, str]] = {
         lose("lm_head"),
         f"{WEIGHTS}: lacks 1 of the 21 tensors that LlamaForCausalLM needs (lm_head.weight): "
         f"config.json does not "
-        "tie it to the embedding; set tie_word_embeddings to true if it was trained so, or save the "
-        "head too",
+        "tie it to the embedding; if the model was trained with a tied head, set tie_word_embeddings to "
+        "true, otherwise save the head too",
     ),
     "a layer is lost": (
         lose("model.layers.1."),
@@ -91,8 +91,8 @@ TENSOR_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "another shape": (
         change_tensors(lambda tensors: tensors.update({Q_PROJ: torch.ones(32, 64)})),
-        f"{WEIGHTS}: has 1 tensors of another shape than config.json gives ({Q_PROJ} is [32, 64] and "
-        f"not [64, 64]): "
+        f"{WEIGHTS}: has 1 tensors with another shape than config.json gives ({Q_PROJ} is [32, 64] "
+        f"instead of [64, 64]): "
         "take the config.json and the weights from the same checkpoint",
     ),
     "compiled": (
@@ -121,8 +121,8 @@ TENSOR_PROBLEMS: dict[str, tuple[Damage, str]] = {
         under(lambda name: name.removeprefix("model.")),
         f"{WEIGHTS}: 20 names lack `model.` (embed_tokens.weight, layers.0.input_layernorm.weight, "
         "layers.0.mlp.down_proj.weight and 17 more): the checkpoint was saved from the model without "
-        "its head; put "
-        "`model.` before them, or save the model with its head",
+        "its head; add "
+        "`model.` at their start, or save the model with its head",
     ),
     **{
         name: (
@@ -143,18 +143,18 @@ TENSOR_PROBLEMS: dict[str, tuple[Damage, str]] = {
     "quantised without a word": (
         add("model.layers.0.self_attn.q_proj.weight_scale"),
         f"{WEIGHTS}: has 1 tensors that LlamaForCausalLM does not know "
-        "(model.layers.0.self_attn.q_proj.weight_scale): the weights are quantised and config.json has no "
+        "(model.layers.0.self_attn.q_proj.weight_scale): the weights are quantised, but config.json has no "
         "quantization_config; save both together",
     ),
     "whole numbers": (
         change_tensors(lambda tensors: tensors.update({Q_PROJ: torch.ones(64, 64, dtype=torch.int8)})),
-        f"{WEIGHTS}: has 1 tensors that are not stored in 16 bits or more ({Q_PROJ} is I8): store them so, "
-        "or put the quantization_config that they need into config.json",
+        f"{WEIGHTS}: has 1 tensors that are not floats of 16 bits or more ({Q_PROJ} is I8): store them as "
+        "floats, or put the quantization_config that they need into config.json",
     ),
     "tied, and two tensors": (
         edit("config.json", tie_word_embeddings=True),
-        f"{WEIGHTS}: lm_head.weight is not model.embed_tokens.weight, and config.json ties them: set "
-        "tie_word_embeddings to false, or take lm_head.weight out",
+        f"{WEIGHTS}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties them: set "
+        "tie_word_embeddings to false, or remove lm_head.weight",
     ),
     "a tensor in two shards": (
         several(shard, put_into_another_shard),
@@ -170,20 +170,20 @@ TENSOR_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "a web page": (
         write(WEIGHTS, "<!DOCTYPE html><html><body>Please log in</body></html>"),
-        f"{WEIGHTS}: is a web page and not the file itself: download it again, with a login where one "
-        f"is needed",
+        f"{WEIGHTS}: is a web page and not the file itself: download it again, and log in first if "
+        f"that is needed",
     ),
     "pickled under another name": (
         lambda d: torch.save({"x": torch.ones(2)}, d / WEIGHTS),
-        f"{WEIGHTS}: is pickled by PyTorch, whatever its name says: convert it, only safetensors is loaded",
+        f"{WEIGHTS}: is a PyTorch pickle in spite of its name: convert it to safetensors",
     ),
     "a link to nothing": (
         several(remove(WEIGHTS), lambda d: (d / WEIGHTS).symlink_to("../blobs/4d7a")),
-        f"{WEIGHTS}: is a symbolic link to a file that is not there: download the file, or copy it here",
+        f"{WEIGHTS}: is a symbolic link to a missing file: download the file, or copy it here",
     ),
     "config is a link to nothing": (
         several(remove("config.json"), lambda d: (d / "config.json").symlink_to("../blobs/4d7a")),
-        "config.json: is a symbolic link to a file that is not there: download the file, or copy it here",
+        "config.json: is a symbolic link to a missing file: download the file, or copy it here",
     ),
     "a directory for a file": (
         several(remove(WEIGHTS), lambda d: (d / WEIGHTS).mkdir()),
@@ -256,8 +256,8 @@ def test_architecture_that_transformers_lacks_is_not_compared(dirs: tuple[Path, 
     found = inspect()
     assert isinstance(found, Pair)
     assert found.notes == (
-        "sft: transformers builds no AquilaForCausalLM from config.json, so the tensors were not compared "
-        "with the architecture.",
+        "sft: transformers cannot build AquilaForCausalLM from config.json, so the tensors were not "
+        "compared with the architecture.",
     )
 
 
@@ -274,7 +274,7 @@ def test_file_without_read_permission(
         return real(path, *words, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
-    expected = f"sft: {file}: may not be read by this user: give it read permission"
+    expected = f"sft: {file}: cannot be read by this user: give it read permission"
     assert problems_of(inspect()) == [expected]
 
 
@@ -289,7 +289,7 @@ def test_directory_without_permission(
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    expected = "sft: may not be read by this user: give the directory read and search permission"
+    expected = "sft: cannot be read by this user: give the directory read and search permission"
     assert problems_of(inspect()) == [expected]
 
 
@@ -312,7 +312,7 @@ def test_download_that_is_not_finished(place: str, dirs: tuple[Path, Path], tmp_
     (problem,) = problems_of(inspect_pair(sft, dirs[1], cache_dir=tmp_path / "cache"))
     assert problem == (
         f"sft: {INDEX}: names b.safetensors, which is missing, and a download of it is not finished: "
-        "every shard must be there"
+        "every shard must be in the directory"
     )
 
 
@@ -343,24 +343,24 @@ def test_the_same_weights_under_two_configs(dirs: tuple[Path, Path], inspect: An
     shutil.copy(dirs[0] / WEIGHTS, dirs[1] / WEIGHTS)
     edit("config.json", rms_norm_eps=1e-3)(dirs[1])
     (problem,) = problems_of(inspect())
-    assert "so rewards tell of their configs alone" in problem
+    assert "so rewards come from their configs alone" in problem
 
 
 DTYPES = {
     (
         torch.bfloat16,
         torch.float32,
-    ): "the reference is rounded to bfloat16, which moves its log-probabilities: "
+    ): "the reference is rounded to bfloat16, which changes its log-probabilities: "
     "--dtype float32 computes both as they are stored.",
     (
         torch.bfloat16,
         torch.float16,
-    ): "the reference is rounded to bfloat16, which moves its log-probabilities: "
+    ): "the reference is rounded to bfloat16, which changes its log-probabilities: "
     "--dtype float32 computes both as they are stored.",
     (
         torch.float32,
         torch.bfloat16,
-    ): "both are computed in float32 unless --dtype says otherwise, which rounds neither.",
+    ): "both are computed in float32, which rounds neither, unless --dtype says otherwise.",
 }
 
 

@@ -66,10 +66,10 @@ def test_a_reference_that_is_not_there_is_said_with_those_that_are(share: float,
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ({"kind": "train"}, "is a run of densepath train: name one of `densepath sft`"),
-        ({"kind": "sft"}, "has a manifest.json that is not of `densepath sft`"),
-        ({"recipe": 1}, "has a manifest.json that is not of `densepath sft`"),
-        ({"kind": "sft", "checkpoints": [{"path": "base"}]}, "that is not of `densepath sft`"),
+        ({"kind": "train"}, "is a run of `densepath train`: give a run of `densepath sft`"),
+        ({"kind": "sft"}, "has a manifest.json that is not from `densepath sft`"),
+        ({"recipe": 1}, "has a manifest.json that is not from `densepath sft`"),
+        ({"kind": "sft", "checkpoints": [{"path": "base"}]}, "that is not from `densepath sft`"),
         ({"kind": "sft", "checkpoints": []}, "has lost its checkpoints: all"),
         ({"kind": "sft", "checkpoints": [{**CHECKPOINTS[0], "path": "gone"}]}, "lost its checkpoints: gone"),
     ],
@@ -85,12 +85,12 @@ def test_what_is_no_run_is_said(run: Path) -> None:
     with pytest.raises(InvalidRequestError, match="cannot be read as JSON"):
         read_sft_run(run)
     (run / "manifest.json").write_text("[]")
-    with pytest.raises(InvalidRequestError, match="that is not of `densepath sft`"):
+    with pytest.raises(InvalidRequestError, match="that is not from `densepath sft`"):
         read_sft_run(run)
     (run / "manifest.json").unlink()
     with pytest.raises(InvalidRequestError, match="did not finish: remove it and run"):
         read_sft_run(run)
     with pytest.raises(InvalidRequestError, match="is not a run of `densepath sft`: it has no"):
         read_sft_run(run.parent)
-    with pytest.raises(InvalidRequestError, match="is not a directory: name a run"):
+    with pytest.raises(InvalidRequestError, match="is not a directory: give a run"):
         read_sft_run(run / "nothing")

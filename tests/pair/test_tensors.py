@@ -202,7 +202,7 @@ def test_adapter_beside_its_base_layers(saved: Any) -> None:
     problems = describe_tensors(expected, held)
     assert len(problems) == 3
     assert "strip `base_model.model.`" in problems[0]
-    assert "an adapter stands in their place; merge it" in problems[1]
+    assert "an adapter is in their place; merge it" in problems[1]
     assert "an adapter was left in; merge it" in problems[2]
 
 

@@ -76,7 +76,7 @@ def test_pad_that_is_a_token_of_the_other_is_a_difference(dirs: tuple[Path, Path
     edit_tokenizer(lambda t: t["added_tokens"].append(user))(dirs[1])
     found = inspect_pair(*dirs, cache_dir=tmp_path / "cache")
     assert isinstance(found, list)
-    assert "added tokens: not the same in both" in str(found[0])
+    assert "added tokens: different in the two" in str(found[0])
 
 
 def test_tokenizer_that_transformers_reads_otherwise_is_noted(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_tokenizer_that_transformers_reads_otherwise_is_noted(tmp_path: Path) ->
     for directory in (sft, reference):
         edit("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")(directory)
     assert load_pair(sft, reference, cache_dir=tmp_path / "cache").notes == (
-        "transformers' LlamaTokenizer splits text otherwise than tokenizer.json itself (6 of 6 probes). "
-        "Text is tokenised as transformers does it here: if the SFT run used tokenizer.json as it is, "
-        "send token ids and no text.",
+        "transformers' LlamaTokenizer splits text differently than tokenizer.json itself (6 of 6 probes). "
+        "This service tokenises text as transformers does: if the SFT run used tokenizer.json directly, "
+        "send token ids instead of text.",
     )
 
 

@@ -118,7 +118,7 @@ def test_symlinks_as_in_the_hub_cache(dirs: tuple[Path, Path], inspect: Inspect,
         file.symlink_to(os.path.relpath(blob, file.parent))
     assert load_pair(*dirs, cache_dir=tmp_path / "cache").version == before
     (dirs[0] / "a.safetensors").resolve().unlink()
-    assert "a.safetensors: is a symbolic link to a file that is not there" in say(inspect())
+    assert "a.safetensors: is a symbolic link to a missing file" in say(inspect())
 
 
 def test_scan_of_a_file_of_many_chunks(tmp_path: Path) -> None:
@@ -145,9 +145,7 @@ def test_file_cut_while_it_is_read(
         return scan_file(path, *rest)
 
     monkeypatch.setattr(densepath.pair.weights, "scan_file", cut_first)
-    expected = (
-        f"sft: {WEIGHTS}: was changed since it was read: it must stay as it is until the pair is loaded"
-    )
+    expected = f"sft: {WEIGHTS}: has changed since it was read: it must not change until the pair is loaded"
     assert isinstance(found := inspect(), list)
     assert [str(problem) for problem in found] == [expected]
 

@@ -23,14 +23,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 #: Config fields that describe who wrote the file. They change no score.
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "_from_model_config"})
-#: The names by which configs give the context length.
+#: Names in configs for the context length.
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _QUANTISED = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json and generation_config.json say. `stable` is both, without what changes no score.
+    """What config.json and generation_config.json say. `stable` is both, without fields that change no score.
 
     `loaded` is config.json as transformers reads it.
     """
@@ -44,16 +44,16 @@ class Config:
 
     @property
     def quantised(self) -> bool:
-        """Whether the weights are stored in another form than the architecture's own."""
+        """Whether config.json says that the weights are quantised."""
         return any(self.stable["config"].get(name) for name in _QUANTISED)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model directory; what could not be read is None or left out, and has been reported.
+    """A model directory. Parts that could not be read are None or left out, and have been reported.
 
-    `files` are its files as they were before anything of it was read. `notes` are whole sentences on what is
-    worth knowing and no fault.
+    `files` are its files as they were before any of them was read. `notes` are whole sentences about things
+    that are worth knowing but are not faults.
     """
 
     directory: Path
@@ -66,16 +66,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class WholeCheckpoint(Checkpoint):
-    """A model directory in which nothing is wrong."""
+    """A model directory without faults."""
 
     config: Config
     tokenizer: TokenizerIdentity
 
 
 def require_checkpoint(directory: Path, option: str = "") -> WholeCheckpoint:
-    """The checkpoint in `directory`, which `option` named.
+    """The checkpoint in `directory`, which the user gave in `option`.
 
-    Raises InvalidRequestError, with each thing that is wrong, where it is not whole.
+    Raises InvalidRequestError, with everything that is wrong, if it has a fault.
     """
     problems: list[str] = []
     found = read_checkpoint(directory, lambda *words: problems.append(": ".join(filter(None, words))))
@@ -101,7 +101,7 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
     if config and tokenizer and tokenizer.vocab_size > config.embedding_size:
         report(
             TOKENIZER,
-            f"has ids up to {tokenizer.vocab_size - 1}, and the embedding has {config.embedding_size} rows: "
+            f"has ids up to {tokenizer.vocab_size - 1}, but the embedding has {config.embedding_size} rows: "
             "vocab_size must be larger than every id",
         )
     weights = read_weights(directory, report)
@@ -112,21 +112,21 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
 
 def _no_directory(error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return "may not be read by this user: give the directory read and search permission"
+        return "cannot be read by this user: give the directory read and search permission"
     return "is not a directory: it must be a model directory in Hugging Face form"
 
 
 def _check_tensors(
     directory: Path, config: Config, weights: Mapping[str, Tensors], report: Report, notes: list[str]
 ) -> None:
-    """Report tensors that are missing, unknown, of another shape, or tied and yet different."""
+    """Report tensors that are missing, unknown, of another shape, or tied but with different values."""
     if config.quantised:
         notes.append("The weights are quantised, so their tensors were not compared with the architecture.")
         return
     expected = expected_tensors(config.loaded, config.architecture)
     if expected is None:
         notes.append(
-            f"transformers builds no {config.architecture} from config.json, so the tensors were not "
+            f"transformers cannot build {config.architecture} from config.json, so the tensors were not "
             "compared with the architecture."
         )
         return
@@ -141,8 +141,8 @@ def _check_tensors(
         if not same_values(directory, weights, name, source):
             report(
                 file,
-                f"{name} is not {source}, and config.json ties them: set tie_word_embeddings to false, or "
-                f"take {name} out",
+                f"{name} differs from {source}, but config.json ties them: set tie_word_embeddings to false, "
+                f"or remove {name}",
             )
 
 
@@ -216,7 +216,7 @@ def _load_config(directory: Path, report: Report) -> Any:
     except Exception:  # the library raises many kinds; their messages repeat the file and its path
         report(
             CONFIG,
-            "is refused by transformers: its model_type must be known and its fields of the right type",
+            "is refused by transformers: its model_type must be known, and its fields must have valid types",
         )
         return None
 

@@ -25,7 +25,7 @@ from densepath.pair.identity import Identities, changed
 from densepath.pair.tokenizer_files import TOKENIZER, TOKENIZER_CONFIG, tokenizer_differences
 from densepath.pair.weights import Report, Tensors, cached_scan, describe_non_finite
 
-#: Called with bytes read so far and bytes to read in all, over both models.
+#: Called with the number of bytes read so far and the number of all bytes, over both models.
 Progress = Callable[[int, int], None]
 
 Side = Literal["sft", "reference", "pair"]
@@ -35,7 +35,7 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that keeps two directories from being a pair. `file` is relative to that side's directory."""
+    """One reason why two directories are not a pair. `file` is relative to that side's directory."""
 
     side: Side
     file: str
@@ -49,20 +49,21 @@ class Problem:
 class Pair:
     """Two checkpoints that are a pair.
 
-    `sft` and `reference` are resolved: a link that is pointed elsewhere later does not matter. `sources` are
-    their names as they were given. `notes` are whole sentences on what is worth knowing and refuses nothing.
+    `sft` and `reference` have their links resolved, so a later change of a link has no effect. `sources` are
+    their names as they were given. `notes` are whole sentences about things that are worth knowing but are
+    not faults.
     """
 
     sft: Path
     reference: Path
     sources: tuple[str, str]  # (sft, reference)
     version: str  # 32 hex characters: weights, configs, tokenizer and chat template
-    dtype: str  # the one that most of the SFT's weights are stored in
-    reference_dtype: str  # the same of the reference
-    vocab_size: int  # ids that the tokenizer has: the largest + 1
-    embedding_size: int  # rows that both models' embeddings have: the valid ids
+    dtype: str  # the dtype of most of the SFT's stored bytes
+    reference_dtype: str  # the same for the reference
+    vocab_size: int  # the tokenizer's largest id + 1
+    embedding_size: int  # rows that both models' embeddings have; valid ids are smaller
     context_length: int  # tokens, the smaller of the two
-    eos_token_ids: frozenset[int]  # the tokenizer's, and those of the SFT's two configs
+    eos_token_ids: frozenset[int]  # the tokenizer's, and those in the SFT's two configs
     architectures: tuple[str, str]  # (sft, reference)
     tokenizer_fingerprint: str
     chat_template_fingerprint: str | None
@@ -70,13 +71,13 @@ class Pair:
     files: tuple[Identities, Identities] = field(default=({}, {}), repr=False)  # as they were when read
 
     def ensure_unchanged(self) -> None:
-        """Compare the files with those that the version describes. Call it after an engine has loaded them.
+        """Check that the files are still those of this version. Call it after an engine has loaded them.
 
-        Raises InvalidPairError, with the names of files that were changed, replaced, added or removed.
+        Raises InvalidPairError with the names of files that were changed, replaced, added or removed.
         """
         found = _changes((self.sft, self.reference), self.files)
         if found:
-            raise InvalidPairError("not what was checked: " + "; ".join(map(str, found)))
+            raise InvalidPairError("the pair has changed since it was checked: " + "; ".join(map(str, found)))
 
 
 def load_pair(
@@ -87,7 +88,7 @@ def load_pair(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Pair:
-    """The pair of two directories. Raises InvalidPairError, with every problem found in its message."""
+    """The pair of two directories. Raises InvalidPairError, whose message has every problem found."""
     found = inspect_pair(sft, reference, allow_same=allow_same, cache_dir=cache_dir, progress=progress)
     if isinstance(found, Pair):
         return found
@@ -102,10 +103,11 @@ def inspect_pair(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Pair | list[Problem]:
-    """The pair, or every reason why the two directories are none. No code in them is run.
+    """The pair, or every reason why the two directories are not a pair. No code in them is run.
 
-    Weights are read in full where the cache in `cache_dir` does not know them; by default the cache is
-    `densepath/weights` under `$XDG_CACHE_HOME`. `allow_same`: twice the same weights are a pair too.
+    Weights that are not known to the cache in `cache_dir` are read in full. By default the cache is
+    `densepath/weights` under `$XDG_CACHE_HOME`. With `allow_same`, two checkpoints with the same weights are
+    a pair too.
     """
     problems: list[Problem] = []
     report_a, report_b = partial(_report, problems, "sft"), partial(_report, problems, "reference")
@@ -157,7 +159,7 @@ def inspect_pair(
 
 def _describe_same(a: Checkpoint, b: Checkpoint) -> str:
     configs = [checkpoint.config and checkpoint.config.stable["config"] for checkpoint in (a, b)]
-    outcome = "every reward is 0" if configs[0] == configs[1] else "rewards tell of their configs alone"
+    outcome = "every reward is 0" if configs[0] == configs[1] else "rewards come from their configs alone"
     return f"the sft and the reference hold the same weights, so {outcome}"
 
 
@@ -168,23 +170,23 @@ def _name(directory: Path | str) -> str:
 def _changes(directories: tuple[Path, Path], before: tuple[Identities, Identities]) -> list[Problem]:
     sides: tuple[Side, Side] = ("sft", "reference")
     return [
-        Problem(side, name, "was changed since it was read: it must stay as it is until the pair is loaded")
+        Problem(side, name, "has changed since it was read: it must not change until the pair is loaded")
         for side, directory, files in zip(sides, directories, before, strict=True)
         for name in changed(directory, files)
     ]
 
 
 def _note_on_dtypes(sft: str, reference: str) -> list[str]:
-    """A note about the reference, which is computed in the SFT's dtype. Empty where both dtypes are equal."""
+    """A note about the reference, which is computed in the SFT's dtype. Empty if both dtypes are equal."""
     if sft == reference:
         return []
     stored = f"The sft is stored in {sft} and the reference in {reference}"
     if sft == "float32" and reference in ("bfloat16", "float16"):
         return [
-            f"{stored}; both are computed in float32 unless --dtype says otherwise, which rounds neither."
+            f"{stored}; both are computed in float32, which rounds neither, unless --dtype says otherwise."
         ]
     return [
-        f"{stored}; the reference is rounded to {sft}, which moves its log-probabilities: "
+        f"{stored}; the reference is rounded to {sft}, which changes its log-probabilities: "
         "--dtype float32 computes both as they are stored."
     ]
 
@@ -197,9 +199,9 @@ def _compare(a: Checkpoint, b: Checkpoint, report: Report) -> None:
     if a.tokenizer is None or b.tokenizer is None:
         return
     for name in tokenizer_differences(a.tokenizer, b.tokenizer):
-        report(TOKENIZER, f"{name}: not the same in both; the reference must have the sft's tokenizer")
+        report(TOKENIZER, f"{name}: different in the two; the reference must have the sft's tokenizer")
     if a.tokenizer.chat_template != b.tokenizer.chat_template:
-        report(TOKENIZER_CONFIG, "chat template: not the same in both; the reference must have the sft's")
+        report(TOKENIZER_CONFIG, "chat template: different in the two; the reference must have the sft's")
 
 
 def _scan(
@@ -208,7 +210,7 @@ def _scan(
     cache_dir: Path,
     progress: Progress | None,
 ) -> list[dict[str, str]]:
-    """The digests of each checkpoint's weights by file name. Non-finite values are reported."""
+    """The digests of each checkpoint's weights, by file name. Reports non-finite values."""
     total = sum(c.files[name].size for c in checkpoints for name in c.weights if name in c.files)
     done = 0
 
@@ -224,8 +226,8 @@ def _scan(
             try:
                 scan = cached_scan(checkpoint.directory / name, tensors, cache_dir, on_bytes)
             except OSError:
-                if not changed(checkpoint.directory, checkpoint.files):  # else that is reported
-                    report(name, "cannot be read to its end: the file system answers an error")
+                if not changed(checkpoint.directory, checkpoint.files):  # otherwise the change is reported
+                    report(name, "cannot be read to its end: the file system returned an error")
                 continue
             digest[name] = scan.digest
             if scan.non_finite:
@@ -234,7 +236,7 @@ def _scan(
 
 
 def stored_dtype(weights: Mapping[str, Tensors]) -> str:
-    """The dtype that most bytes of a checkpoint's weights are stored in, by torch's name."""
+    """The dtype of most bytes of a checkpoint's weights, by torch's name."""
     sizes: Counter[str] = Counter()
     for tensors in weights.values():
         for tensor in tensors.values():

@@ -1,8 +1,8 @@
 """Reading the run directory of `densepath sft`: its checkpoints, and how each was made.
 
-manifest.json    written last: a directory without it is no run, or one that did not finish
+manifest.json    written last: a directory without it is not a run, or the run did not finish
 base/            the model before SFT, with the SFT's tokenizer
-share-0.50/      after that share of the samples that `final` has seen
+share-0.50/      the checkpoint after this share of the samples that `final` has seen
 final/           the SFT checkpoint
 """
 
@@ -21,18 +21,18 @@ MANIFEST, BASE, FINAL = "manifest.json", "base", "final"
 
 @dataclass(frozen=True)
 class SftCheckpoint:
-    """A checkpoint of a run: a model directory, what it was to be, and what it is."""
+    """A checkpoint of a run: its model directory, the requested share, and what it has seen."""
 
     directory: Path
     share: float  # the requested share of the samples of the final checkpoint
-    samples: int  # demonstrations seen; a repeated one counts each time
+    samples: int  # demonstrations seen; repeated ones count each time
     step: int
-    validation_loss: float | None  # nats per token; None where it was not measured
+    validation_loss: float | None  # nats per token; None if it was not measured
 
 
 @dataclass(frozen=True)
 class SftRun:
-    """A finished run of `densepath sft`; `checkpoints` go from the base model to the final one."""
+    """A finished run of `densepath sft`. `checkpoints` go from the base model to the final one."""
 
     directory: Path
     checkpoints: tuple[SftCheckpoint, ...]
@@ -49,7 +49,7 @@ class SftRun:
         return self.checkpoints[:-1]
 
     def reference_at(self, share: float) -> Path:
-        """The checkpoint at a share of the samples. Raises InvalidRequestError where there is none."""
+        """The checkpoint at a share of the samples. Raises InvalidRequestError if there is none."""
         found = [checkpoint.directory for checkpoint in self.references if checkpoint.share == share]
         if not found:
             shares = ", ".join(f"{checkpoint.share:g}" for checkpoint in self.references)
@@ -60,16 +60,16 @@ class SftRun:
 
 
 def read_sft_run(directory: Path) -> SftRun:
-    """A run by its manifest. Raises InvalidRequestError where there is none, or it did not finish."""
+    """The run in a directory, from its manifest. Raises InvalidRequestError if there is no finished run."""
     manifest = _read_manifest(directory)
     try:
         if manifest["kind"] != "sft":
             raise InvalidRequestError(
-                f"{directory} is a run of densepath {manifest['kind']}: name one of `densepath sft`"
+                f"{directory} is a run of `densepath {manifest['kind']}`: give a run of `densepath sft`"
             )
         checkpoints = tuple(_checkpoint(directory, described) for described in manifest["checkpoints"])
     except (KeyError, TypeError) as error:
-        raise InvalidRequestError(f"{directory} has a {MANIFEST} that is not of `densepath sft`") from error
+        raise InvalidRequestError(f"{directory} has a {MANIFEST} that is not from `densepath sft`") from error
     missing = [c.directory.name for c in checkpoints if not c.directory.is_dir()]
     if missing or not checkpoints:
         raise InvalidRequestError(f"{directory} has lost its checkpoints: {', '.join(missing) or 'all'}")
@@ -78,9 +78,9 @@ def read_sft_run(directory: Path) -> SftRun:
 
 def _read_manifest(directory: Path) -> Any:
     if not directory.is_dir():
-        raise InvalidRequestError(f"{directory} is not a directory: name a run of `densepath sft`")
+        raise InvalidRequestError(f"{directory} is not a directory: give a run of `densepath sft`")
     if not (directory / MANIFEST).is_file():
-        if (directory / BASE).is_dir():  # the first that a run writes
+        if (directory / BASE).is_dir():  # a run writes this first
             raise InvalidRequestError(
                 f"{directory} is a run that did not finish: remove it and run `densepath sft` again"
             )

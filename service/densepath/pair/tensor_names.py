@@ -1,4 +1,4 @@
-"""What the names of tensors reveal: which wrapper they were saved from, and what else was saved."""
+"""What the names of tensors show: which wrapper they were saved from, and what else was saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 #: A tensor's name → its shape.
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: Parts that wrappers add anywhere in a name, and where they come from.
+#: Parts that wrappers add anywhere in a name, and the cause to report.
 _WRAPPERS = {
     "_orig_mod.": "was saved from a compiled model",
     "_fsdp_wrapped_module.": "was saved from a model that FSDP wraps",
@@ -33,7 +33,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Prefix:
-    """A part that names have too much or, with `lacks`, that is missing at their start."""
+    """An extra part in names or, with `lacks`, a part that is missing at their start."""
 
     part: str
     lacks: bool
@@ -60,7 +60,7 @@ def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
         bare = [name for name in plain if head + name in known]
         message = (
             f"{len(bare)} names lack `{head}` ({some(bare)}): the checkpoint was saved from the model "
-            f"without its head; put `{head}` before them, or save the model with its head"
+            f"without its head; add `{head}` at their start, or save the model with its head"
         )
         return Prefix(head, True, message)
     added = Counter(
@@ -70,7 +70,7 @@ def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
         wrapped = [name for name in strange if name.startswith(around)]
         message = (
             f"{len(wrapped)} names begin with `{around}` ({some(wrapped)}): the checkpoint was saved from a "
-            f"model around this one; strip `{around}` from every name"
+            f"larger model that contains this one; strip `{around}` from every name"
         )
         return Prefix(around, False, message)
     return None
@@ -86,11 +86,11 @@ def rename(shapes: Shapes, prefix: Prefix, known: Shapes) -> Shapes:
 def cause_of_missing(missing: list[str], unknown: list[str], config: Any) -> str:
     """The likely cause of missing tensors, and what to do."""
     if unknown and any(map(_ADAPTER.search, unknown)):
-        return "an adapter stands in their place; merge it into the model and save it again"
+        return "an adapter is in their place; merge it into the model and save it again"
     if all(name.endswith(("lm_head.weight", "embed_out.weight")) for name in missing):
         return (
-            "config.json does not tie it to the embedding; set tie_word_embeddings to true if it was trained "
-            "so, or save the head too"
+            "config.json does not tie it to the embedding; if the model was trained with a tied head, set "
+            "tie_word_embeddings to true, otherwise save the head too"
         )
     layers = {int(match[1]) for name in missing if (match := _LAYER.search(name))}
     count = getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -98,7 +98,7 @@ def cause_of_missing(missing: list[str], unknown: list[str], config: Any) -> str
         whole = len(missing) // len(layers)
         if whole > 3:
             return f"config.json gives {count} layers (num_hidden_layers); are the last ones in another file?"
-    return "they were lost when the checkpoint was saved, converted or merged; save it again, whole"
+    return "they were lost when the checkpoint was saved, converted or merged; save all of it again"
 
 
 def cause_of_unknown(unknown: list[str], known: Iterable[str]) -> str:
@@ -108,11 +108,11 @@ def cause_of_unknown(unknown: list[str], known: Iterable[str]) -> str:
     if any(map(_HEAD.search, unknown)):
         return "the head of a value or reward model was saved with it; save the language model alone"
     if any(map(_QUANTISED.search, unknown)):
-        return "the weights are quantised and config.json has no quantization_config; save both together"
+        return "the weights are quantised, but config.json has no quantization_config; save both together"
     shared = {_LAYER.sub(".N.", name) for name in known}
     if all(_LAYER.sub(".N.", name) in shared for name in unknown):
         return "config.json gives fewer layers or experts; take it and the weights from the same checkpoint"
-    return "is config.json of another model? Save the language model alone, and both together"
+    return "config.json may belong to another model; save the language model alone, and with its config.json"
 
 
 def some(names: list[str], shown: int = 3) -> str:

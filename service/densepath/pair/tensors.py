@@ -1,8 +1,8 @@
-"""Whether a checkpoint's tensors are those that its architecture needs, by name and shape.
+"""Checks that a checkpoint's tensors are those that its architecture needs, by name and shape.
 
-The model is built by transformers on the meta device, which costs no memory. It says which names and shapes
-`save_pretrained` would write. Names of older versions are accepted where transformers maps them to the same
-model.
+transformers builds the model on the meta device, which costs no memory. The model shows which names and
+shapes `save_pretrained` would write. Names of older versions are accepted if transformers maps them to the
+same model.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from densepath.pair.tensor_names import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Buffers in old checkpoints that are computed today. Engines and transformers ignore them.
+#: Buffers of old checkpoints that are computed nowadays. Engines and transformers ignore them.
 _COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|attn\.causal_mask|position_ids)$"
 )
 #: Architectures whose published checkpoints lack the prefix of the base model. vLLM adds it for them.
 _PREFIX_IS_OPTIONAL = frozenset({"BloomForCausalLM", "OPTForCausalLM"})
-#: safetensors types of weights as they are computed with.
+#: safetensors types of weights that are not quantised.
 _FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a checkpoint of one architecture holds.
+    """The tensors that a checkpoint of one architecture holds.
 
-    `tied`: of these names, those that may be absent → what they repeat. `floats`: those that are no integers.
+    `tied`: names that may be absent → the name whose values they repeat. `floats`: names of floating-point
+    tensors.
     """
 
     model: Any
@@ -51,9 +52,9 @@ class Expected:
 
 
 def expected_tensors(config: Any, architecture: str) -> Expected | None:
-    """What transformers would save for a config, as `AutoConfig` reads it.
+    """The tensors that transformers would save for a config, as `AutoConfig` reads it.
 
-    None where it cannot build the model, or builds another class than `architecture`.
+    None if it cannot build the model, or builds another class than `architecture`.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -73,14 +74,14 @@ def expected_tensors(config: Any, architecture: str) -> Expected | None:
             tied={_saved_name(model, name): _saved_name(model, source) for name, source in tied.items()},
             floats=frozenset(name for name, tensor in saved.items() if tensor.is_floating_point()),
         )
-    except Exception:  # a class that is not there, or a config that it refuses: each in its own way
+    except Exception:  # an unknown class or a refused config: transformers raises many kinds
         return None
 
 
 def describe_tensors(expected: Expected, shapes: Shapes) -> list[str]:
-    """What is wrong with the tensors of a checkpoint: one line per kind of fault."""
+    """What is wrong with the tensors of a checkpoint, one line per kind of fault."""
     found: list[str] = []
-    for _ in range(2):  # a wrapper within a wrapper is told as two
+    for _ in range(2):  # a wrapper inside a wrapper is reported as two
         prefix = describe_prefix(shapes, expected.shapes)
         if prefix is None or (prefix.lacks and expected.architecture in _PREFIX_IS_OPTIONAL):
             break
@@ -109,9 +110,9 @@ def _describe(expected: Expected, shapes: Shapes, missing: list[str], unknown: l
             f"{cause_of_unknown(unknown, known)}"
         )
     if other:
-        sizes = [f"{name} is {list(shapes[name])} and not {list(known[name])}" for name in other]
+        sizes = [f"{name} is {list(shapes[name])} instead of {list(known[name])}" for name in other]
         found.append(
-            f"has {len(other)} tensors of another shape than config.json gives ({some(sizes)}): "
+            f"has {len(other)} tensors with another shape than config.json gives ({some(sizes)}): "
             "take the config.json and the weights from the same checkpoint"
         )
     return found
@@ -123,7 +124,7 @@ def tied_twice(expected: Expected, shapes: Shapes) -> list[tuple[str, str]]:
 
 
 def describe_dtypes(expected: Expected, dtypes: Mapping[str, str]) -> list[str]:
-    """What is wrong with the types of tensors, by name: weights in whole numbers or in 8 bits."""
+    """What is wrong with the types of tensors, given by name: weights stored as integers or in 8 bits."""
     other = [
         f"{name} is {dtype}"
         for name, dtype in dtypes.items()
@@ -132,8 +133,8 @@ def describe_dtypes(expected: Expected, dtypes: Mapping[str, str]) -> list[str]:
     if not other:
         return []
     return [
-        f"has {len(other)} tensors that are not stored in 16 bits or more ({some(other)}): store them so, or "
-        "put the quantization_config that they need into config.json"
+        f"has {len(other)} tensors that are not floats of 16 bits or more ({some(other)}): store them as "
+        "floats, or put the quantization_config that they need into config.json"
     ]
 
 
@@ -154,7 +155,7 @@ def _is_passed_over(expected: Expected, name: str) -> bool:
 
 
 def _is_mapped(expected: Expected, shapes: Shapes) -> bool:
-    """Whether transformers takes every tensor under these names and misses none."""
+    """Whether transformers accepts every tensor under these names, and lacks none."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -174,7 +175,7 @@ def _is_mapped(expected: Expected, shapes: Shapes) -> bool:
     try:
         with _quiet():
             info, _ = convert_and_load_state_dict_in_model(model, tensors, loading)
-    except Exception:  # tensors that do not fit together: each operation raises its own
+    except Exception:  # tensors that do not fit together: each operation raises its own kind
         return False
     absent = info.missing_keys - model.all_tied_weights_keys.keys()
     unknown = [name for name in info.unexpected_keys if not _is_passed_over(expected, name)]
@@ -182,7 +183,7 @@ def _is_mapped(expected: Expected, shapes: Shapes) -> bool:
 
 
 def _experts_are_whole(shapes: Shapes) -> bool:
-    """False where an expert's number is left out: the others would be taken for their neighbours."""
+    """False if an expert's number is missing: transformers would give the other experts wrong numbers."""
     numbers: dict[tuple[str, str], set[int]] = {}
     for name in shapes:
         if match := _EXPERT.match(name):
@@ -192,7 +193,7 @@ def _experts_are_whole(shapes: Shapes) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its warnings: all that matters is reported by this module."""
+    """Switch off transformers' progress bar and warnings. This module reports everything that matters."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

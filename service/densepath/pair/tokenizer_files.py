@@ -1,4 +1,4 @@
-"""The tokenizer in a model directory: what decides ids, and whether transformers reads it as written."""
+"""The tokenizer in a model directory: what decides its ids, and whether transformers reads it as written."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 REMOTE_CODE = "has an auto_map: remote code is never run, so the checkpoint must load without it"
 
-#: All that decides ids.
+#: The files that decide ids.
 _FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 _ADDED = "added tokens"
-#: Texts that two tokenizers with one vocabulary split differently if they differ in any way.
+#: Texts chosen so that two different tokenizers with the same vocabulary split at least one of them
+#: differently.
 _PROBES = (
     "The quick brown fox can't jump over 12345 lazy dogs.",
     " leading, and  two   spaces\tand a tab\nand a line",
@@ -33,12 +34,11 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """What decides ids: `fields` by name, the chat template apart. `vocab_size` is the largest id + 1.
+    """What decides ids: `fields` by name, without the chat template. `vocab_size` is the largest id + 1.
 
-    `loaded` is the tokenizer as transformers reads it.
-
-    `pad` is no part of the fields: nothing that is scored is padded. `digest` is that of the files. `note` is
-    a whole sentence where transformers gives other ids than tokenizer.json.
+    `loaded` is the tokenizer as transformers reads it. `pad` is not in the fields, because nothing that is
+    scored is padded. `digest` is the digest of the files. `note` is a whole sentence if transformers gives
+    other ids than tokenizer.json.
     """
 
     fields: Mapping[str, Any]
@@ -62,7 +62,7 @@ def read_tokenizer(directory: Path, report: Report) -> TokenizerIdentity | None:
             return None
     if not os.path.lexists(directory / TOKENIZER):
         late = unfinished(directory)
-        report(TOKENIZER, f"is missing{late}: the tokenizer must be saved in its fast form")
+        report(TOKENIZER, f"is missing{late}: the tokenizer must be saved as a fast tokenizer")
         return None
     if reason := why_unreadable(directory / TOKENIZER):
         report(TOKENIZER, reason)
@@ -76,12 +76,12 @@ def read_tokenizer(directory: Path, report: Report) -> TokenizerIdentity | None:
     except Exception:  # the library raises many kinds; their messages repeat the file and its path
         report(TOKENIZER, "is refused by transformers: it must be a tokenizer as save_pretrained writes it")
         return None
-    report(TOKENIZER_CONFIG, "names a tokenizer class without a fast form: it must have one")
+    report(TOKENIZER_CONFIG, "names a tokenizer class that has no fast version: it must have one")
     return None
 
 
 def tokenizer_differences(one: TokenizerIdentity, other: TokenizerIdentity) -> list[str]:
-    """What differs between two tokenizers, by name. Byte-identical files are one tokenizer."""
+    """The names of what differs between two tokenizers. Nothing differs if their files are identical."""
     if one.digest == other.digest:
         return []
     mine, theirs = _without_own_pad(one, other), _without_own_pad(other, one)
@@ -89,7 +89,7 @@ def tokenizer_differences(one: TokenizerIdentity, other: TokenizerIdentity) -> l
 
 
 def without_pad(tokenizer: TokenizerIdentity) -> Mapping[str, Any]:
-    """The fields without an added token that does nothing but pad."""
+    """The fields without an added token that is used only for padding."""
     special = {value for name, value in tokenizer.fields.items() if name.endswith(" token")}
     added = [
         token
@@ -100,7 +100,7 @@ def without_pad(tokenizer: TokenizerIdentity) -> Mapping[str, Any]:
 
 
 def as_ids(value: Any) -> frozenset[int]:
-    """The ids of a config's field, which may hold one, several or none."""
+    """The ids in a config's field, which may hold one id, several or none."""
     ids = value if isinstance(value, list) else [value]
     return frozenset(token for token in ids if isinstance(token, int) and not isinstance(token, bool))
 
@@ -112,7 +112,7 @@ def _without_own_pad(mine: TokenizerIdentity, other: TokenizerIdentity) -> Mappi
 
 def _identity(tokenizer: Any, directory: Path) -> TokenizerIdentity:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Each call sets truncation and padding anew: they are no part of the tokenizer.
+    # Each call sets truncation and padding itself, so they do not belong to the tokenizer.
     for name in ("version", "truncation", "padding"):
         backend.pop(name, None)
     model = backend.pop("model")
@@ -146,7 +146,7 @@ def _digest(directory: Path) -> str:
 
 
 def describe_other_ids(tokenizer: Any, directory: Path) -> str | None:
-    """A sentence if transformers' tokenizer gives other ids than the file it was read from; else None."""
+    """A sentence if transformers' tokenizer gives other ids than the file it was read from, else None."""
     from tokenizers import Tokenizer as Backend
 
     written = Backend.from_file(str(directory / TOKENIZER))
@@ -160,18 +160,18 @@ def describe_other_ids(tokenizer: Any, directory: Path) -> str | None:
             for text in _PROBES
         )
         if other:
-            what = "adds other special tokens" if special else "splits text otherwise"
+            what = "adds other special tokens" if special else "splits text differently"
             return (
                 f"transformers' {name} {what} than tokenizer.json itself ({other} of {len(_PROBES)} "
-                "probes). Text is tokenised as transformers does it here: if the SFT run used tokenizer.json "
-                "as it is, send token ids and no text."
+                "probes). This service tokenises text as transformers does: if the SFT run used "
+                "tokenizer.json directly, send token ids instead of text."
             )
     return None
 
 
 def _ids(encode: Callable[[], list[int]]) -> list[int] | None:
-    """The ids, or None for a text that the tokenizer cannot spell: words alone, and no unknown one."""
+    """The ids, or None if the tokenizer cannot encode the text and has no unknown token."""
     try:
         return encode()
-    except Exception:  # the library has no class of its own for it
+    except Exception:  # the library has no class of its own for this
         return None

@@ -1,7 +1,8 @@
 """The safetensors files of one checkpoint: their names, whether they are complete and finite, and digests.
 
-A file is read once, in chunks, for both its SHA-256 and its non-finite values. The outcome is kept in a
-cache directory beside the file's identity (`densepath.pair.identity`): weights are not read at every start.
+A file is read once, in chunks, for both its SHA-256 and its non-finite values. The result is stored in a
+cache directory together with the file's identity (`densepath.pair.identity`), so weights are not read at
+every start.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CHUNK = 1 << 18  # bytes: a multiple of every item size, and small enough to stay in the processor's cache
 _CACHE_FORMAT = 2
 
-#: safetensors dtype → (unsigned type of that width, mask, value): an element is NaN or infinite exactly where
-#: `bits & mask == value`. The types that are not here cannot hold one.
+#: safetensors dtype → (unsigned type of that width, mask, value): an element is NaN or infinite exactly if
+#: `bits & mask == value`. Types that are not listed here cannot hold such an element.
 _NON_FINITE: Mapping[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000, 0x7FF0_0000_0000_0000),
     "F32": (np.uint32, 0x7F80_0000, 0x7F80_0000),
@@ -45,7 +46,7 @@ _NON_FINITE: Mapping[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
     "F8_E4M3FNUZ": (np.uint8, 0xFF, 0x80),
 }
 
-#: Takes a file's name within its directory and what is wrong with it.
+#: Called with a file's name within its directory, and what is wrong with it.
 Report = Callable[[str, str], None]
 
 
@@ -71,7 +72,7 @@ class Scan:
 
 
 def read_json(path: Path, report: Report) -> dict[str, Any] | None:
-    """The JSON object in `path`; None, reported, where it holds something else."""
+    """The JSON object in `path`. Reports and returns None if the file holds something else."""
     if reason := why_unreadable(path):
         report(path.name, reason)
         return None
@@ -89,7 +90,7 @@ def read_json(path: Path, report: Report) -> dict[str, Any] | None:
 def read_weights(directory: Path, report: Report) -> dict[str, Tensors]:
     """File name → its tensors, for the files that hold the weights: one file, or the shards of an index.
 
-    Empty, with the reason reported, where they are not whole.
+    Empty, with the reason reported, if the weights are not complete.
     """
     if os.path.lexists(directory / INDEX):
         return _read_shards(directory, report)
@@ -101,7 +102,7 @@ def read_weights(directory: Path, report: Report) -> dict[str, Tensors]:
         others = ", ".join(name for name in found if name != WEIGHTS)
         report(WEIGHTS, f"is not the only safetensors file ({others}): keep one, or name shards in {INDEX}")
     elif not found and any(next(directory.glob(pattern), None) for pattern in _PICKLES):
-        report(WEIGHTS, "is missing, and the weights are pickled: convert them, only safetensors is loaded")
+        report(WEIGHTS, "is missing, and the weights are pickled: convert them to safetensors")
     else:
         where = f"weights must be in {WEIGHTS}, or in shards that {INDEX} names"
         report(WEIGHTS, f"is missing{unfinished(directory)}: {where}")
@@ -118,18 +119,18 @@ def _read_shards(directory: Path, report: Report) -> dict[str, Tensors]:
         return {}
     # Only names of files in the directory itself: the index must not lead out of it.
     if any(not isinstance(shard, str) or Path(shard).name != shard for shard in weight_map.values()):
-        report(INDEX, "names a shard outside the directory: shards must lie beside the index")
+        report(INDEX, "names a shard outside the directory: shards must be in the directory of the index")
         return {}
     shards = sorted(set(weight_map.values()))
     if WEIGHTS not in shards and (directory / WEIGHTS).exists():
-        report(WEIGHTS, f"lies beside {INDEX}, which does not name it: keep one or the other")
+        report(WEIGHTS, f"is in the same directory as {INDEX}, which does not name it: keep one or the other")
         shards = []
     files: dict[str, Tensors] = {}
     seen: set[str] = set()
     for shard in shards:
         if not os.path.lexists(directory / shard):
             late = unfinished(directory)
-            report(INDEX, f"names {shard}, which is missing{late}: every shard must be there")
+            report(INDEX, f"names {shard}, which is missing{late}: every shard must be in the directory")
         elif (tensors := _read_tensors(directory / shard, report)) is not None:
             lost = [name for name, of in weight_map.items() if of == shard and name not in tensors]
             if lost:
@@ -143,7 +144,7 @@ def _read_shards(directory: Path, report: Report) -> dict[str, Tensors]:
 
 
 def _read_tensors(path: Path, report: Report) -> Tensors | None:
-    """A safetensors file's header; the library checks that its offsets fill the file exactly."""
+    """The header of a safetensors file. The library checks that its offsets fill the file exactly."""
     if reason := why_unreadable(path):
         report(path.name, reason)
         return None
@@ -153,7 +154,7 @@ def _read_tensors(path: Path, report: Report) -> Tensors | None:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     except (SafetensorError, OSError, ValueError):
-        report(path.name, "is truncated or corrupt: it must be a whole safetensors file")
+        report(path.name, "is truncated or corrupt: it must be a complete safetensors file")
         return None
     header.pop("__metadata__", None)
     if not header:
@@ -168,7 +169,7 @@ def _read_tensors(path: Path, report: Report) -> Tensors | None:
 
 
 def describe_non_finite(scan: Scan) -> str:
-    """Which tensors hold non-finite values, in one line."""
+    """One line that names the tensors with non-finite values."""
     counts = [f"{name} ({count})" for name, count in scan.non_finite]
     return f"has NaN or infinite values in {some(counts)}: weights must be finite"
 
@@ -176,7 +177,7 @@ def describe_non_finite(scan: Scan) -> str:
 def scan_file(path: Path, tensors: Tensors, on_bytes: Callable[[int], None]) -> Scan:
     """Read the whole file once. `on_bytes` is called with the number of bytes of each chunk.
 
-    Raises OSError where the file ends before its header says.
+    Raises OSError if the file is shorter than its header says.
     """
     digest = hashlib.sha256()
     non_finite: list[tuple[str, int]] = []
@@ -218,7 +219,7 @@ def _chunks(directory: Path, weights: Mapping[str, Tensors], name: str) -> Itera
 
 
 def count_non_finite(data: memoryview, dtype: str) -> int:
-    """How many of the elements in `data` are NaN or infinite; `dtype` is their safetensors type."""
+    """How many elements of `data` are NaN or infinite. `dtype` is their safetensors type."""
     if dtype not in _NON_FINITE:
         return 0
     unsigned, mask, value = _NON_FINITE[dtype]
@@ -227,7 +228,7 @@ def count_non_finite(data: memoryview, dtype: str) -> int:
 
 
 def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callable[[int], None]) -> Scan:
-    """The result of `scan_file`, from the cache where the file has not changed since."""
+    """The result of `scan_file`, from the cache if the file has not changed since."""
     identity = identify(path)
     key = _cache_key(identity)
     entry = cache_dir / f"{hashlib.sha256(os.fsencode(identity.path)).hexdigest()[:32]}.json"
@@ -235,7 +236,7 @@ def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callabl
         on_bytes(identity.size)
         return scan
     scan = scan_file(Path(identity.path), tensors, on_bytes)
-    if identify(path) == identity:  # else the file changed while it was read
+    if identify(path) == identity:  # otherwise the file changed while it was read
         write_entry(entry, {**key, "digest": scan.digest, "non_finite": scan.non_finite})
     return scan
 
@@ -258,7 +259,7 @@ def _read_entry(entry: Path, key: Mapping[str, Any]) -> Scan | None:
 
 
 def write_entry(entry: Path, value: Mapping[str, Any]) -> None:
-    """Write a complete entry, or none. A cache that cannot be written only costs time."""
+    """Write a complete entry or none. If the cache cannot be written, that only costs time."""
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         write_whole(entry, json.dumps(value).encode())
