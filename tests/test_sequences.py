@@ -46,7 +46,7 @@ def test_spans_are_the_mask_s_runs(mask: list[int]) -> None:
 @pytest.mark.parametrize(
     ("token_ids", "mask", "message"),
     [
-        ([1, 2], [0, 1, 1], "one length"),
+        ([1, 2], [0, 1, 1], "same length"),
         ([], [], "scores no token"),
         ([1, 2], [0, 0], "scores no token"),
         ([1, 2], [1, 0], "first token"),

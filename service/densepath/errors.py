@@ -50,7 +50,7 @@ class ErrorDetail(TypedDict):
 
 
 class DensepathError(Exception):
-    """The root of the tree; `param` names the place in the request, as in `items[3].response`."""
+    """The root of the tree. `param` names the place in the request, such as `items[3].response`."""
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
@@ -68,7 +68,7 @@ class DensepathError(Exception):
 
 
 class InvalidRequestError(DensepathError, ValueError):
-    """A field is missing, of another type, out of range, or not in the contract."""
+    """A field is missing, has another type, is out of range, or is unknown."""
 
     code, status, type = "invalid_request", 422, "invalid_request_error"
 
@@ -92,7 +92,7 @@ class UnsupportedMediaTypeError(InvalidRequestError):
 
 
 class InvalidItemError(InvalidRequestError):
-    """An item that cannot be scored: empty, out of range, of two forms, or too many of them."""
+    """An item cannot be scored (empty, out of range, or with fields of two forms), or there are too many."""
 
     code = "invalid_item"
 
@@ -128,7 +128,7 @@ class AdminKeyRequiredError(AccessError):
 
 
 class NotFoundError(DensepathError, LookupError):
-    """What was asked for does not exist."""
+    """The requested thing does not exist."""
 
     type = "not_found_error"
 
@@ -152,13 +152,13 @@ class MethodNotAllowedError(NotFoundError):
 
 
 class ConflictError(DensepathError, RuntimeError):
-    """The state of the service is not the one that the request asks for."""
+    """The state of the service does not allow the request."""
 
     type = "conflict_error"
 
 
 class ModelVersionMismatchError(ConflictError):
-    """The request pins a version of the pair that is not served."""
+    """The request asks for a version of the pair that is not served."""
 
     code, status = "model_version_mismatch", 409
 
@@ -182,7 +182,7 @@ class RequestTimeoutError(LateError):
 
 
 class DeadlineExceededError(LateError):
-    """The request's deadline passed; its work is cancelled."""
+    """The deadline of the request has passed, and its work is cancelled."""
 
     code, status = "deadline_exceeded", 504
 
@@ -210,7 +210,7 @@ class DrainingError(UnavailableError):
 
 
 class EngineUnavailableError(UnavailableError):
-    """The engine is starting, or has died."""
+    """The engine is still starting, or it has died."""
 
     code, status = "engine_unavailable", 503
 
@@ -220,7 +220,7 @@ class EngineStartError(EngineUnavailableError):
 
 
 class NonFiniteScoreError(DensepathError, ArithmeticError):
-    """A log-probability is NaN or infinite. The item gets no number at all."""
+    """A log-probability is NaN or infinite. The item gets no rewards at all."""
 
     code = "non_finite_score"
 
@@ -233,7 +233,7 @@ def _leaves(cls: type[DensepathError]) -> list[type[DensepathError]]:
     return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
 
 
-#: code → class. The first class with a code owns it, because a subclass comes after its parent.
+#: code → class. A code belongs to the first class that has it, because a subclass comes after its parent.
 BY_CODE: dict[str, type[DensepathError]] = {
     **{cls.code: cls for cls in reversed(_leaves(DensepathError)) if "code" in vars(cls)},
     InternalError.code: InternalError,

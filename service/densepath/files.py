@@ -1,4 +1,4 @@
-"""Writing files and directories so that they are complete or absent, even if the process is killed."""
+"""Writes files and directories that are complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def commit_directory(partial: Path, directory: Path) -> None:
-    """Rename a filled directory to its final name, after all of its content is on the disk."""
+    """Rename a filled directory to its final name, once all of its content is on the disk."""
     for path in sorted(partial.rglob("*"), reverse=True):
         sync(path)
     sync(partial)

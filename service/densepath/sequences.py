@@ -1,7 +1,7 @@
-"""`Sequence`: token ids and which of them are scored. The one type that the engine takes.
+"""`Sequence`: token ids and which of them are scored. It is the only type that the engine takes.
 
-Token ids are the truth. Text is a convenience: `Tokenizer` turns text and chat into the same type,
-each side tokenised on its own and then joined, and the ids go back in the answer.
+Token ids decide what is scored. Text is a convenience: `Tokenizer` turns text and chat into the same type.
+Prompt and response are tokenised separately and then joined, and the answer has the ids.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Ids = NDArray[np.int64]
 class Sequence:
     """One sequence to score.
 
-    `token_ids_L` int64 [L]; `positions_T` int64 [T], ascending, the index in `token_ids_L` of each scored
-    token, every one >= 1 because a token is scored given what comes before it. `offsets_T` are the
-    characters of the response string that each scored token covers (text and chat forms only).
+    `token_ids_L` is int64 [L]. `positions_T` is int64 [T], ascending: the index in `token_ids_L` of each
+    scored token. Every index is >= 1, because a token is scored given the tokens before it. `offsets_T` are
+    the characters of the response string that each scored token covers (text and chat forms only).
     """
 
     token_ids_L: Ids
@@ -67,12 +67,12 @@ def from_mask(token_ids: ListLike[int] | Ids, response_mask: ListLike[int] | NDA
     if len(token_ids) != len(response_mask):
         raise InvalidItemError(
             f"response_mask has {len(response_mask)} entries and token_ids has {len(token_ids)}: "
-            "they must be of one length",
+            "they must have the same length",
             param="response_mask",
         )
     mask_L = _mask(response_mask)
     if mask_L is None:
-        raise InvalidItemError("response_mask holds something else than 0 and 1", param="response_mask")
+        raise InvalidItemError("response_mask holds values other than 0 and 1", param="response_mask")
     positions_T = np.flatnonzero(mask_L)
     if len(positions_T) == 0:
         raise InvalidItemError(
@@ -87,7 +87,7 @@ def from_mask(token_ids: ListLike[int] | Ids, response_mask: ListLike[int] | NDA
 
 
 def _mask(response_mask: ListLike[int] | NDArray[Any]) -> NDArray[np.bool_] | None:
-    """The mask as bool [L]; None where an entry is neither 0 nor 1."""
+    """The mask as bool [L], or None if an entry is neither 0 nor 1."""
     try:
         entry_L = np.asarray(response_mask)
         mask_L: NDArray[np.bool_] = entry_L == 1
@@ -99,25 +99,25 @@ def _mask(response_mask: ListLike[int] | NDArray[Any]) -> NDArray[np.bool_] | No
 
 
 def as_ids(token_ids: ListLike[int] | Ids) -> Ids:
-    """Token ids as an array. Raises InvalidItemError for one that no array holds."""
+    """Token ids as an array. Raises InvalidItemError for an id that does not fit into 64 bits."""
     try:
         return np.asarray(token_ids, dtype=np.int64)
     except OverflowError:
-        raise InvalidItemError("a token id is beyond 64 bits", param="token_ids") from None
+        raise InvalidItemError("a token id does not fit into 64 bits", param="token_ids") from None
 
 
 def check(sequence: Sequence, *, embedding_size: int, context_length: int) -> None:
-    """Refuse what the pair cannot score.
+    """Refuse a sequence that the pair cannot score.
 
-    Valid ids are the rows that both models' embeddings have, `0 <= id < embedding_size`, padded ones too: a
-    policy can sample them, and both models give them a probability. A sequence may be exactly as long as the
-    context length.
+    An id is valid if both models' embeddings have its row: `0 <= id < embedding_size`. Padded rows count too,
+    because a policy can sample them and both models give them a probability. A sequence may be exactly as
+    long as the context length.
     """
     outside_L = (sequence.token_ids_L < 0) | (sequence.token_ids_L >= embedding_size)
     if outside_L.any():
         raise InvalidItemError(
             f"the token id at index {int(outside_L.argmax())} of the sequence is out of range: "
-            f"ids go from 0 to {embedding_size - 1}",
+            f"ids must be from 0 to {embedding_size - 1}",
             param="token_ids",
         )
     if len(sequence.token_ids_L) > context_length:
@@ -136,7 +136,7 @@ class Tokenizer:
         self.eos_token_id: int | None = fast_tokenizer.eos_token_id
 
     def from_text(self, prompt: str, response: str, *, append_eos: bool) -> Sequence:
-        """Tokenise the prompt with the default special tokens and the response without any, and join them."""
+        """Tokenise the prompt with the default special tokens, the response without any, and join them."""
         return self._join(self.encode(prompt), response, append_eos)
 
     def from_chat(
@@ -152,10 +152,10 @@ class Tokenizer:
         return self._join(self.encode(text, add_special_tokens=False), response, append_eos)
 
     def from_whole(self, text: str, prompt: str) -> Sequence:
-        """A text that begins with its prompt and spells its special tokens, tokenised once, whole.
+        """Tokenise a text that begins with its prompt and contains its special tokens, in one piece.
 
-        Scored are the tokens that reach past the prompt's characters, one across the border among them;
-        the first token is excepted where the prompt is empty.
+        A token is scored if it ends after the prompt's last character, so a token across the border is scored
+        too. If the prompt is empty, the first token is not scored.
         """
         if not text.startswith(prompt):
             raise InvalidItemError("the text does not begin with its prompt")
@@ -164,7 +164,10 @@ class Tokenizer:
         )
         start = sum(end <= len(prompt) for _, end in encoded["offset_mapping"]) if prompt else 1
         if prompt and not start:
-            raise InvalidItemError("the first token reaches past the prompt: none is left to come before it")
+            raise InvalidItemError(
+                "the first token ends after the prompt: at least one token must come before the first scored "
+                "token"
+            )
         return from_response(encoded["input_ids"][:start], encoded["input_ids"][start:])
 
     def render(
@@ -174,7 +177,7 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The SFT model's chat template, as text (`chat.render`)."""
+        """The messages as text, rendered with the SFT model's chat template (`chat.render`)."""
         return chat.render(self._fast, messages, template_kwargs, add_generation_prompt=add_generation_prompt)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -190,11 +193,11 @@ class Tokenizer:
         )
 
     def token_strings(self, token_ids: ListLike[int]) -> list[str]:
-        """The text of each token alone. Part of a character is shown as the replacement character."""
+        """The text of each single token. A part of a character becomes the replacement character."""
         return [self.decode([token_id]) for token_id in token_ids]
 
     def vocabulary_strings(self, token_ids: ListLike[int]) -> list[str]:
-        """Each token as it is written in the vocabulary, where it is unique. A padded id is empty."""
+        """Each token as the vocabulary writes it, which is unique. A padded id gives an empty string."""
         return [token or "" for token in self._fast.convert_ids_to_tokens(token_ids)]
 
     def _join(self, prompt_ids: list[int], response: str, append_eos: bool) -> Sequence:

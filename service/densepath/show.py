@@ -6,14 +6,14 @@ from rich.text import Text
 
 from densepath.client.results import Score
 
-#: Blue for tokens that the SFT made likelier than its reference, orange for the others: a pair of hues that
-#: colour-blind readers tell apart. Full colour at this reward, in nats.
+#: The reward in nats at which a token has its full colour. Blue is for tokens that are more likely under the
+#: SFT than under the reference, orange for the others. Colour-blind readers can distinguish these two hues.
 FULL_AT = 2.0
 POSITIVE, NEGATIVE = (33, 102, 172), (230, 97, 1)
 
 
 def reward_text(score: Score, *, numbers: bool = False) -> Text:
-    """One line: the item's place and sum, then its tokens, each on the colour of its reward.
+    """One line: the item's index, its id and its sum, and then its tokens, each on the colour of its reward.
 
     With `numbers`, each token is followed by its reward.
     """

@@ -1,8 +1,8 @@
-"""The `application/x-safetensors` form of a request and of an answer, for both sides of the wire.
+"""The `application/x-safetensors` form of requests and answers, for the client and the service.
 
-One blob is one safetensors file: the arrays are tensors, everything else is JSON under one metadata key.
-Whatever is unpacked here is checked for its shape, not for its meaning: an empty sequence, a token id that
-the tokenizer does not have or a mask value other than 0 and 1 is for the service to report, item by item.
+One blob is one safetensors file: the arrays are tensors, and everything else is JSON under one metadata key.
+Unpacking checks types and shapes, but not the meaning. An empty sequence, an unknown token id or a mask value
+other than 0 and 1 is left to the service, which reports it for its item.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 
 @dataclass(frozen=True, eq=False)
 class PackedRequest:
-    """Sequences of token ids, one after the other, and which of their tokens are scored.
+    """Concatenated sequences of token ids, and which of their tokens are scored.
 
-    Exactly one of `response_start` and `response_mask` is set: the tokens from an index on, or those under
-    a mask.
+    Exactly one of `response_start` and `response_mask` is set: all tokens from an index on are scored, or
+    those under a mask.
     """
 
     token_ids: npt.NDArray[np.int32] | npt.NDArray[np.int64]
@@ -49,11 +49,11 @@ class PackedRequest:
     offsets: npt.NDArray[np.int64]
     """`[N + 1]`: sequence i is `token_ids[offsets[i] : offsets[i + 1]]`."""
     response_start: npt.NDArray[np.int64] | None
-    """`[N]`: within its own sequence, the index of the first scored token."""
+    """`[N]`: the index of the first scored token, within its own sequence."""
     response_mask: npt.NDArray[np.uint8] | None
     """`[S]`: 1 where a token is scored."""
     request: dict[str, object]
-    """The other fields of the request, `ids` (a list with one id an item) among them."""
+    """The other fields of the request, including `ids` (a list with one id per item)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Tensor:
     data: bytes | bytearray
 
     def array(self) -> npt.NDArray[Any]:
-        # The array holds a reference to its own copy of the bytes: the blob may go away before it.
+        # The array holds a reference to its own copy of the bytes, so the blob may be freed first.
         flat: npt.NDArray[Any] = np.frombuffer(self.data, dtype=_NUMPY_DTYPES[self.dtype])
         return flat.reshape(self.shape)
 
@@ -79,17 +79,17 @@ def pack_request(packed: PackedRequest) -> bytes:
 
 
 def unpack_request(blob: bytes | bytearray | memoryview) -> PackedRequest:
-    """The request in a blob, its shape checked.
+    """The request in a blob. Types and shapes are checked.
 
     Raises:
-        MalformedBodyError: not safetensors; metadata that is not a JSON object, or nested too deep.
-        InvalidItemError: `token_ids` that are not integers.
-        InvalidRequestError: a tensor missing, unknown, or of a dtype, rank or length that does not fit.
+        MalformedBodyError: the blob is not safetensors, or its metadata is not JSON or is nested too deep.
+        InvalidItemError: `token_ids` are not integers.
+        InvalidRequestError: a tensor is missing or unknown, or its dtype, rank or length is wrong.
     """
     tensors, request = _unpack(blob, "request")
     unknown = len(tensors.keys() - _REQUEST_DTYPES.keys())
     if unknown:
-        _refuse(f"{unknown} tensors are not in the contract; known are {', '.join(_REQUEST_DTYPES)}")
+        _refuse(f"{unknown} tensors are unknown; the known tensors are {', '.join(_REQUEST_DTYPES)}")
     arrays = {name: _request_array(name, tensor) for name, tensor in tensors.items()}
     for name in ("token_ids", "offsets"):
         if name not in arrays:
@@ -107,7 +107,7 @@ def unpack_request(blob: bytes | bytearray | memoryview) -> PackedRequest:
 
 
 def pack_answer(arrays: dict[str, npt.NDArray[Any]], response: dict[str, object]) -> bytes:
-    """The blob of an answer: its arrays (float32, int64) and, as metadata, the rest of the JSON answer."""
+    """The blob of an answer: its arrays (float32, int64), and the rest of the JSON answer as metadata."""
     return _pack(arrays, "response", response)
 
 
@@ -117,27 +117,27 @@ def unpack_answer(
     """The arrays of an answer and the rest of it.
 
     Raises:
-        MalformedBodyError: not safetensors, metadata that is not a JSON object, or a dtype other than
-            float32, int32, int64 and uint8.
+        MalformedBodyError: the blob is not safetensors, its metadata is not a JSON object, or a dtype is not
+            float32, int32, int64 or uint8.
     """
     tensors, response = _unpack(blob, "response")
     if any(tensor.dtype not in _NUMPY_DTYPES for tensor in tensors.values()):
-        raise MalformedBodyError(f"a tensor has another dtype than {', '.join(_NUMPY_DTYPES)}")
+        raise MalformedBodyError(f"a tensor has a dtype other than {', '.join(_NUMPY_DTYPES)}")
     try:
         return {name: tensor.array() for name, tensor in tensors.items()}, response
-    except ValueError:  # a rank that numpy does not have
-        raise MalformedBodyError("a tensor has a shape that is not possible") from None
+    except ValueError:  # numpy does not support a tensor's rank
+        raise MalformedBodyError("a tensor has an impossible shape") from None
 
 
 def _pack(arrays: dict[str, npt.NDArray[Any]], key: str, fields: dict[str, object]) -> bytes:
-    # safetensors reads from the first byte on, whatever the strides are.
+    # safetensors ignores strides and reads the memory from the first byte on.
     dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     blob: bytes = save(dense, metadata={key: json.dumps(fields, allow_nan=False)})
     return blob
 
 
 def _unpack(blob: bytes | bytearray | memoryview, key: str) -> tuple[dict[str, _Tensor], dict[str, object]]:
-    blob = bytes(blob)  # the deserializer takes nothing else; free for bytes
+    blob = bytes(blob)  # the deserializer takes nothing else; this does not copy an object of type bytes
     try:
         views = deserialize(blob)  # type: ignore[no-untyped-call]
     except SafetensorError:
@@ -147,7 +147,7 @@ def _unpack(blob: bytes | bytearray | memoryview, key: str) -> tuple[dict[str, _
 
 
 def _metadata(blob: bytes) -> dict[str, str]:
-    # The deserializer has checked the header and returns all of it but its metadata.
+    # The deserializer has checked the header, and returns everything in it except the metadata.
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + length].decode("utf-8"))
     metadata: dict[str, str] | None = header.get("__metadata__")
@@ -175,7 +175,7 @@ def _request_array(name: str, tensor: _Tensor) -> npt.NDArray[Any]:
     if name == "token_ids" and tensor.dtype not in _INTEGERS:
         raise InvalidItemError("token_ids must be int32 or int64, not a float or bool dtype", param=name)
     if tensor.dtype not in allowed:
-        _refuse(f"tensor {name} has another dtype than {' or '.join(allowed)}", name)
+        _refuse(f"tensor {name} has a dtype other than {' or '.join(allowed)}", name)
     if len(tensor.shape) != 1:
         _refuse(f"tensor {name} has {len(tensor.shape)} dimensions; it must have 1", name)
     return tensor.array()

@@ -1,4 +1,4 @@
-"""Refusing early what could not be answered in time. vLLM's scheduler is the batcher: there is no second."""
+"""Refuses requests early if they could not be answered in time. vLLM's scheduler alone makes the batches."""
 
 from densepath.admission.budget import Ticket, TokenBudget
 

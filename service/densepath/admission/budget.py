@@ -1,4 +1,4 @@
-"""The token budget: what is queued counts in tokens, not in requests."""
+"""The token budget: the queue is limited in tokens, not in requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from densepath.errors import InvalidRequestError, OverloadedError
 
-#: Before anything was measured; a small model on a CPU does more.
+#: The rate before anything has been measured. Even a small model on a CPU is faster.
 FIRST_GUESS_TOKENS_PER_SECOND = 1000.0
 LONGEST_RETRY_AFTER = 60  # seconds
 
@@ -40,14 +40,14 @@ class TokenBudget:
 
     @contextmanager
     def admit(self, tokens: int) -> Iterator[Ticket]:
-        """Hold `tokens` of the budget; whatever is left of them is given back at the end.
+        """Hold `tokens` of the budget. Those that the ticket still holds at the end are given back.
 
-        Raises OverloadedError with `retry_after` when the budget is full, and InvalidRequestError for a
-        request that no empty service could take.
+        Raises OverloadedError with `retry_after` if the budget is full, and InvalidRequestError for a request
+        that is too large even for an empty queue.
         """
         if tokens > self.max_tokens:
             raise InvalidRequestError(
-                f"the request has {tokens} tokens and this service queues at most {self.max_tokens}: "
+                f"the request has {tokens} tokens, but this service queues at most {self.max_tokens}: "
                 "split it into several requests"
             )
         if self.queued_tokens + tokens > self.max_tokens:
@@ -66,7 +66,7 @@ class TokenBudget:
             self.release(ticket.tokens, served=False)
 
     def release(self, tokens: int, *, served: bool) -> None:
-        """Return tokens to the budget, and learn the rate from those that were served."""
+        """Return tokens to the budget, and measure the rate from those that were served."""
         self.queued_tokens -= tokens
         if not served:
             return
@@ -77,6 +77,6 @@ class TokenBudget:
             self._since, self._served = self._clock(), 0
 
     def _retry_after(self, tokens: int) -> int:
-        """Whole seconds until the request would fit, at the rate measured while there was work."""
+        """Whole seconds until the request would fit, at the measured rate of a busy service."""
         over = self.queued_tokens + tokens - self.max_tokens
         return max(1, min(LONGEST_RETRY_AFTER, math.ceil(over / self._rate)))

@@ -1,7 +1,8 @@
-"""Whether a chat template goes through a content's parts, or prints it: vLLM's rule, read off the template.
+"""Whether a chat template loops over the parts of a content, or prints it as a string: vLLM's rule.
 
-vLLM hands a template of the first kind a list of parts, even for a content that is a string, and one of the
-second kind a string. A policy that samples in vLLM sees that prompt, so the service must render the same.
+vLLM analyses the template. A template of the first kind always gets a list of parts, even if the content is a
+string, and one of the second kind gets a string. A policy that samples in vLLM sees that prompt, so the
+service must render the same.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from jinja2 import nodes
 
 
 class _UnclearError(Exception):
-    """The template assigns to what vLLM's rule does not follow: it then takes strings."""
+    """The template assigns to something that vLLM's rule does not follow. Such a template gets strings."""
 
 
 @lru_cache(maxsize=32)
 def takes_parts(template: str) -> bool:
     """Whether the template has a loop over a message's content."""
-    # The extensions and the loop controls that transformers compiles with are in no public place.
+    # transformers compiles with extensions and loop controls that have no public API.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
         root = _compile_jinja_template(template).environment.parse(template)
         return _loops_over_content(root)
-    except Exception:  # a template that cannot be parsed is refused where it is rendered
+    except Exception:  # a template that cannot be parsed is refused when it is rendered
         return False
 
 
@@ -34,7 +35,7 @@ def _loops_over_content(root: nodes.Template) -> bool:
     parameters = _content_parameters(root, messages)
     for loop in root.find_all(nodes.For):
         name = loop.iter.name if isinstance(loop.iter, nodes.Name) else None
-        # Outside of macros vLLM takes any variable that is named `content` for one.
+        # Outside of macros, vLLM treats any variable named `content` as a message's content.
         through = name in parameters[id(loop)] if id(loop) in parameters else name == "content"
         if through or any(_reads(loop.iter, message, "content") for message in messages):
             return isinstance(loop.target, nodes.Name)
@@ -42,14 +43,14 @@ def _loops_over_content(root: nodes.Template) -> bool:
 
 
 def _content_parameters(root: nodes.Template, messages: list[str]) -> dict[int, set[str]]:
-    """Of each loop within a macro, the macro's parameters that a message's content is given for."""
+    """For each loop within a macro: the parameters of the macro that receive a message's content."""
     found: dict[int, set[str]] = {}
     for macro in root.find_all(nodes.Macro):
         names = [argument.name for argument in macro.args]
         given: set[str] = set()
         for call in root.find_all(nodes.Call):
             if isinstance(call.node, nodes.Name) and call.node.name == macro.name:
-                # A call may give more than the macro names.
+                # A call may give more arguments than the macro has parameters.
                 arguments = [*zip(names, call.args, strict=False)]
                 arguments += [(each.key, each.value) for each in call.kwargs if each.key in names]
                 given |= {
@@ -70,7 +71,7 @@ def _message_names(root: nodes.Template) -> Iterator[str]:
 
 
 def _aliases(root: nodes.Template, variable: str) -> list[str]:
-    """The variable, and all that is assigned from it."""
+    """The variable, and all variables that are assigned from it."""
     names = [variable]
     for name in names:
         for assignment in root.find_all(nodes.Assign):
@@ -86,7 +87,7 @@ def _name(target: nodes.Node) -> str:
 
 
 def _reads(node: nodes.Node | None, variable: str, key: str | None = None) -> bool:
-    """Whether an expression is the variable, or its `key`: itself, filtered, tested or sliced."""
+    """Whether an expression is the variable or its `key`, possibly filtered, tested or sliced."""
     if isinstance(node, (nodes.Filter, nodes.Test)):
         return _reads(node.node, variable, key)
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):

@@ -1,4 +1,4 @@
-"""Conversations to text with the chat template. It gets contents and tool calls as in vLLM."""
+"""Renders conversations as text with the chat template, which gets contents and tool calls as in vLLM."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _OF_TRANSFORMERS = frozenset({"conversations", "messages", "self"})
 
 
 def conversation(messages: Sequence[Message], *, parts: bool) -> list[dict[str, Any]]:
-    """The messages as a template takes them: contents as lists of `parts`, or as strings.
+    """The messages in the form that a template takes: contents as lists of parts with `parts`, or as strings.
 
     Raises:
-        InvalidItemError: a content or a tool call that no template can be given; the message says where.
+        InvalidItemError: no template can take a content or a tool call; the message says where it is.
     """
     return [_message(message, f"messages[{at}]", parts) for at, message in enumerate(messages)]
 
 
 def text_of(content: Any, place: str) -> str:
-    """A content as one string: its parts' texts in lines of their own, empty ones left out as in vLLM."""
+    """A content as one string: the text of each part on its own line, without empty ones, as in vLLM."""
     return "\n".join(filter(None, _texts(content, place)))
 
 
@@ -44,11 +44,11 @@ def render(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """The chat template of a transformers tokenizer, as text.
+    """The messages as text, rendered with the chat template of a transformers tokenizer.
 
     Raises:
         InvalidItemError: the tokenizer has no template, or the messages or `template_kwargs` cannot be
-            rendered; where the template fails on a plain chat too, the message says so.
+            rendered. If the template fails on a plain chat too, the message reports that.
     """
     if fast_tokenizer.chat_template is None:
         raise InvalidItemError(
@@ -57,7 +57,7 @@ def render(
         )
     if not isinstance(template_kwargs, (Mapping, type(None))):
         raise InvalidItemError(
-            "chat_template_kwargs must be an object, of the template's own variables",
+            "chat_template_kwargs must be an object with the template's own variables",
             param="chat_template_kwargs",
         )
     given = dict(template_kwargs or {})
@@ -79,7 +79,7 @@ def _apply(fast_tokenizer: Any, messages: Sequence[Message], given: dict[str, An
             **given,
         )
     )
-    text.encode()  # arguments of a tool call can spell half of a surrogate pair
+    text.encode()  # raises if arguments of a tool call contain half of a surrogate pair
     return text
 
 
@@ -90,7 +90,7 @@ def _blame(
     given: dict[str, Any],
     generation: bool,
 ) -> InvalidItemError:
-    """The error of a failed rendering. The template is at fault if it renders no plain chat either."""
+    """The error of a failed rendering. If the template cannot render a plain chat either, it is at fault."""
 
     def renders(chat: Sequence[Message], variables: dict[str, Any]) -> bool:
         try:
@@ -102,7 +102,7 @@ def _blame(
     kind = type(error).__name__
     if not any(renders(plain, variables) for plain in _PLAIN for variables in ({}, given)):
         return InvalidItemError(
-            f"the pair's chat template fails on any chat ({kind}), so the messages are not at fault: mend "
+            f"the pair's chat template fails on any chat ({kind}), so the messages are not at fault: fix "
             "the template of the served SFT checkpoint, give what it needs as chat_template_kwargs, or send "
             "token ids",
             param="messages",
@@ -110,7 +110,7 @@ def _blame(
     if given and renders(messages, {}):
         return InvalidItemError(
             f"the chat template refuses these chat_template_kwargs ({kind}): check them against the model's "
-            "template, which takes the messages without them",
+            "template, which accepts the messages without them",
             param="chat_template_kwargs",
         )
     return InvalidItemError(
@@ -125,8 +125,8 @@ def _check_kwargs(fast_tokenizer: Any, given: dict[str, Any]) -> None:
     reserved = sorted(given.keys() & ((arguments | _OF_TRANSFORMERS) - _OF_THE_TEMPLATE))
     if reserved:
         raise InvalidItemError(
-            f"chat_template_kwargs has {' and '.join(reserved)}, which the template's caller decides: it "
-            "takes the template's own variables",
+            f"chat_template_kwargs has {' and '.join(reserved)}, which the service sets itself: it can only "
+            "hold the template's own variables",
             param="chat_template_kwargs",
         )
 
@@ -143,7 +143,7 @@ def _message(message: Any, place: str, parts: bool) -> dict[str, Any]:
     content, place = [] if silent else read.get("content"), f"{place}.content"
     if not parts:
         read["content"] = text_of(content, place)
-    elif read.get("role") == "tool":  # which vLLM gives as a string to either kind
+    elif read.get("role") == "tool":  # vLLM gives it as a string to both kinds of template
         read["content"] = "\n".join(_texts(content, place))
     else:
         read["content"] = [{"type": "text", "text": text} for text in _texts(content, place)]
@@ -156,7 +156,7 @@ def _texts(content: Any, place: str) -> list[str]:
     if content is None:
         raise InvalidItemError(
             f"{place} is null: it must be a string or a list of parts of type text; only an assistant's "
-            "message with tool calls may have none",
+            "message with tool calls may have a content of null",
             param=place,
         )
     if not isinstance(content, (list, tuple)):
@@ -165,7 +165,7 @@ def _texts(content: Any, place: str) -> list[str]:
 
 
 def _text(part: Any, place: str) -> str:
-    # In a table a part has the fields of all parts, null where it has none.
+    # In a table, every part has the fields of all parts. Fields that a part lacks are null.
     fields = (
         {name: value for name, value in part.items() if value is not None}
         if isinstance(part, Mapping)
@@ -173,8 +173,8 @@ def _text(part: Any, place: str) -> str:
     )
     if fields.keys() != {"type", "text"} or fields["type"] != "text" or not isinstance(fields["text"], str):
         raise InvalidItemError(
-            f'{place} is no text: a part must be {{"type": "text", "text": "…"}}, since the pair\'s models '
-            "read nothing else",
+            f'{place} is not a text: a part must be {{"type": "text", "text": "…"}}, because the pair\'s '
+            "models read nothing else",
             param=place,
         )
     return str(fields["text"])
@@ -192,7 +192,7 @@ def _tool_call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or call.get("type", "function") != "function":
         raise InvalidItemError(
-            f"{place} is no function call: it must have type function, and a function with its name "
+            f"{place} is not a function call: it must have the type function, and a function with a name "
             "and arguments",
             param=place,
         )

@@ -72,7 +72,7 @@ def test_what_reaches_past_the_prompt_is_scored(prompt: str, response: str, serv
     answer = ask(served, [prompt + response], [prompt])
     if expected == len(ids):
         assert answer.status_code == 422
-        assert "first token reaches past" in answer.json()["error"]["message"]
+        assert "first token ends after" in answer.json()["error"]["message"]
     else:
         assert answer.json()["extra_logs"]["response_tokens"] == [expected]
 
@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an empty response": ({"query": ["a b"], "prompts": ["a b"]}, "invalid_item", "the response is empty"),
     "an empty query": ({"query": [""]}, "invalid_item", "query[0]: "),
     "a prompt within the first token": (
-        {"query": ["<|end|>a"], "prompts": ["<|e"]}, "invalid_item", "the first token reaches past",
+        {"query": ["<|end|>a"], "prompts": ["<|e"]}, "invalid_item", "the first token ends after",
     ),
     "one of several": ({"query": ["a b", "a b"], "prompts": ["a", "b"]}, "invalid_item", "query[1]: "),
     "prompts for others": ({"query": ["a b"], "prompts": ["a", "a"]}, "invalid_item", "2 entries for 1"),
