@@ -58,7 +58,7 @@ def compared(lead: tuple[float, float]) -> Compared:
 
 @pytest.mark.parametrize(
     ("lead", "word"),
-    [((0.01, 0.05), "ahead of"), ((-0.05, -0.01), "behind"), ((-0.01, 0.05), "not told apart from")],
+    [((0.01, 0.05), "ahead of"), ((-0.05, -0.01), "behind"), ((-0.01, 0.05), "not distinguishable from")],
 )
 def test_the_sentence_follows_from_the_intervals(lead: tuple[float, float], word: str) -> None:
     assert f"greedy, DPR is {word} SFT and SFT continued." in compared(lead).sentence()

@@ -1,6 +1,6 @@
-"""A small real pair that needs no download: `build` makes it once, `Demo` says where it is and what it does.
+"""A small real pair that needs no download. `build` makes it once, and `Demo` has its paths and measurements.
 
-Importing this loads neither torch nor transformers; `build` does, where there is something to build.
+Importing this loads neither torch nor transformers. `build` loads them if there is something to build.
 """
 
 from densepath.demo.recipe import Mixture, ProgressFn, Recipe

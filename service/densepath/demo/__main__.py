@@ -1,4 +1,4 @@
-"""`python -m densepath.demo`: build the demo pair where it is missing, and print what was measured."""
+"""`python -m densepath.demo`: build the demo pair if it is missing, and print its measurements."""
 
 from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Building the demo: pretrain, fine-tune, keep three checkpoints, and measure what their difference says."""
+"""Builds the demo: pretrains, fine-tunes, keeps three checkpoints, and measures what their rewards show."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from densepath.demo.task import Example, held_out
 from densepath.demo.tokenizer import make_tokenizer
 from densepath.demo.training import Sft, fine_tune, make_model, pretrain
 
-#: The order of a sum, so the last bit of a weight, would hang on how many there are. On busy cores threads
-#: wait for each other: with two, a tiny build took 14 s where one took 0.6 s.
+#: The number of threads changes the order of sums, and with it the last bits of the weights. On busy cores
+#: threads also wait for each other: a tiny build took 14 s with two threads and 0.6 s with one.
 _THREADS = 1
 
 
 def build_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> tuple[list[Example], dict[str, Any]]:
     """Write the three checkpoints under `folder`. Returns the held-out examples and the measurements.
 
-    Everything random comes from `recipe.seed`, and the same machine writes the same bits. Torch has one
-    thread meanwhile; its global generator is left as it was.
+    All random numbers come from `recipe.seed`, and the same machine writes the same bits. Meanwhile torch
+    runs with one thread. Its global generator is restored afterwards.
     """
     tokenizer = make_tokenizer()
     seconds: dict[str, float] = {}
@@ -57,7 +57,7 @@ def build_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> tuple[list
 
 
 def build_base_into(folder: Path, recipe: Recipe, progress: ProgressFn) -> None:
-    """Write the base model alone, the one that `build_into` fine-tunes, into `folder`."""
+    """Write only the base model, which `build_into` fine-tunes, into `folder`."""
     tokenizer = make_tokenizer()
     with _alone():
         _pretrained(recipe, tokenizer, progress).save_pretrained(folder)
@@ -74,7 +74,7 @@ def _pretrained(recipe: Recipe, tokenizer: Any, progress: ProgressFn) -> LlamaFo
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One thread, no bars of the library's, and torch's global generator as it was, afterwards."""
+    """One thread and no progress bars of transformers; afterwards torch's global generator is restored."""
     with _threads(_THREADS), _no_bars(), torch.random.fork_rng(devices=[]):
         yield
 
@@ -108,7 +108,7 @@ def _threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    # save_pretrained draws a bar of its own over the caller's.
+    # save_pretrained would draw its own progress bar over the caller's.
     before = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""What the three checkpoints do on held-out prompts, and what their difference says of wrong answers."""
+"""How the three checkpoints answer held-out prompts, and what their rewards show about wrong answers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def evaluate(
     recipe: Recipe,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Each checkpoint's exact match, and what each score says of two kinds of wrong answer.
+    """Each checkpoint's exact match, and what each score shows about two kinds of wrong answers.
 
-    `wrong_token`: one letter of each right response is replaced by another; which token is it?
-    `right_above_other`: is the right response's sum above that of another operation's answer?
+    `wrong_token`: one letter of each right response is replaced by another. Does the score find this token?
+    `right_above_other`: is the sum of the right response above that of another operation's answer?
     """
     rng = random.Random(f"wrong answers {recipe.seed}")  # noqa: S311
     responses_and_index = [corrupt(example.response, rng) for example in examples]

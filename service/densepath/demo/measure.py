@@ -1,4 +1,4 @@
-"""How well a score finds the one wrong token of a response. Arithmetic on arrays; no model."""
+"""How well a score finds the one wrong token of a response. Only arithmetic on arrays, without a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from densepath.trainer.evaluate.statistics import Floats, Interval, estimate_mea
 
 @dataclass(frozen=True)
 class Located:
-    """What `locate_wrong_token` found; intervals are 95 %, from resampled responses.
+    """The result of `locate_wrong_token`. Intervals are 95 % intervals from resampled responses.
 
     `auroc` is the chance that a wrong token scores higher than a right one, both drawn over all responses.
     `auroc_up_to` leaves out the tokens after the wrong one, whose context is already wrong.
@@ -31,17 +31,17 @@ class Located:
 def locate_wrong_token(
     score_N_T: Sequence[Floats], wrong_N: Sequence[int], *, resamples: int = 1000, seed: int = 0
 ) -> Located:
-    """How well a score tells the wrong token of each response from its other tokens.
+    """How well a score separates the wrong token of each response from its other tokens.
 
-    `score_N_T` holds one float array a response, of its own length; a higher score says "wrong" more.
-    `wrong_N` is the index of the wrong token in each. Raises ValueError where an index is out of range, a
-    score is not finite, or there is no right token before any wrong one.
+    `score_N_T` has one float array per response, with one score per token. A higher score means "more likely
+    wrong". `wrong_N` has the index of the wrong token in each response. Raises ValueError if an index is out
+    of range, a score is not finite, or there is no right token before any wrong one.
     """
     for score_T, wrong in zip(score_N_T, wrong_N, strict=True):
         if not 0 <= wrong < len(score_T):
             raise ValueError("wrong_N has an index outside its response")
         if not np.isfinite(score_T).all():
-            raise ValueError("score_N_T holds a score that is not finite")
+            raise ValueError("score_N_T has a score that is not finite")
     if not any(wrong > 0 for wrong in wrong_N):
         raise ValueError("no response has a right token before its wrong one: nothing to compare with")
     whole = _Tokens(score_N_T, wrong_N)
@@ -71,14 +71,14 @@ class Share:
 
 
 def share_above(right_N: Floats, wrong_N: Floats, *, resamples: int = 1000, seed: int = 0) -> Share:
-    """How often `right_N` is above the `wrong_N` of the same index; both float [N]. A tie counts half."""
+    """How often `right_N` is above `wrong_N` at the same index. Both are float [N]. A tie counts half."""
     above_N = (right_N > wrong_N) + (right_N == wrong_N) / 2
     mean = estimate_mean(above_N, resamples=resamples, seed=seed)
     return Share(mean.value, mean.interval)
 
 
 class _Tokens:
-    """All tokens of all responses in the order of their scores, so that a resample costs no sort."""
+    """All tokens of all responses in the order of their scores, so that a resample needs no sorting."""
 
     def __init__(self, score_N_T: Sequence[Floats], wrong_N: Sequence[int]) -> None:
         score = np.concatenate(score_N_T)
@@ -90,9 +90,9 @@ class _Tokens:
         self._starts = np.flatnonzero(np.diff(level[order], prepend=-1))  # of each run of equal scores
 
     def auroc(self, count_N: NDArray[np.int64]) -> float:
-        """The AUROC where response `n` is counted `count_N[n]` times; a tie counts half.
+        """The AUROC if response `n` is counted `count_N[n]` times. A tie counts half.
 
-        NaN where no right token is counted, as in a small resample of wrong first tokens.
+        NaN if no right token is counted, as in a small resample whose wrong tokens are all first tokens.
         """
         weight = count_N[self._owner].astype(np.float64)
         positive = np.add.reduceat(np.where(self._wrong, weight, 0.0), self._starts)

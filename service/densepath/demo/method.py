@@ -1,9 +1,9 @@
-"""`densepath demo`: the paper's whole method on two CPU cores, by the commands that a user types.
+"""`densepath demo`: the paper's whole method on two CPU cores, with the commands that a user would type.
 
-    base → densepath sft → densepath serve (a process of its own) → densepath train over HTTP → report
+    base → densepath sft → densepath serve (a separate process) → densepath train over HTTP → report
                         ↘ densepath sft, continued for as many steps: what DPR has to beat
 
-What is there already is not made again, so that a demo that was stopped goes on.
+Existing results are not made again, so a demo that was stopped can be resumed.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ from densepath.pair import runs
 from densepath.rewards.kl import KL_COEFFICIENT
 from densepath.trainer import run_files
 
-#: Of DPR, and of the SFT that is continued beside it: as many steps, as many samples.
+#: For DPR, and for the continued SFT: both take the same number of steps and samples.
 STEPS, BATCH = 80, 64
-#: A base model whose likeliest behaviour is wrong, and an SFT slow enough to leave a clear ratio: a case in
-#: which `densepath probe` promises a gain (docs/LOG.md).
+#: The most likely behaviour of this base model is wrong, and the SFT is slow enough to leave a clear ratio
+#: between the checkpoints. In this case `densepath probe` predicts a gain (docs/LOG.md).
 RECIPE = Recipe(pretraining=Mixture(0.20, 0.68, 0.06, 0.04, 0.02), sft_rate=3e-5, sft_steps=1600)
-#: As in the first measurements of the method; prompts of the held-out files decided nothing (docs/LOG.md).
+#: The settings of the first measurements of the method. They were not chosen on the held-out files
+#: (docs/LOG.md).
 DPR = ("--gamma", "0", "--kl", f"{KL_COEFFICIENT:g}", "--learning-rate", "1e-4")
 PROMPTS, CHECKED, HELD_OUT = 4096, 256, 600
 LONGEST = 16  # tokens of a response
 STARTS_WITHIN = 300.0  # seconds
 STOPS_WITHIN = 60.0
 
-#: One thread a process: the models are tiny, and the service and the trainer share two cores.
+#: One thread per process: the models are tiny, and the service and the trainer share two cores.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None = None) -> list[Compared]:
-    """Run the method in `directory`; prints its table, and where the report lies."""
+    """Run the method in `directory`. Prints its table, and where the report is."""
     begin = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
     recipe = recipe or RECIPE
@@ -81,14 +82,14 @@ def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None
     show.print(table["note"], soft_wrap=True)
     (directory / "dpr" / run_files.EVALUATION).write_text(json.dumps(table, indent=1))
     densepath(say, "report", directory / "dpr")
-    say.print(f"{time.monotonic() - begin:.0f} s in all; everything lies in {directory}", soft_wrap=True)
+    say.print(f"{time.monotonic() - begin:.0f} s in total; all files are in {directory}", soft_wrap=True)
     return compared
 
 
 def pretrain(directory: Path, recipe: Recipe, say: Console) -> None:
-    """The recipe's base model, in `directory`."""
+    """Make the recipe's base model in `directory`."""
     if directory.is_dir():
-        say.print(f"{directory} is there already", soft_wrap=True)
+        say.print(f"{directory} already exists", soft_wrap=True)
         return
     from densepath.demo.builder import build_base_into
 
@@ -101,9 +102,9 @@ def pretrain(directory: Path, recipe: Recipe, say: Console) -> None:
 
 
 def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:
-    """Demonstrations, prompts and held-out prompts, as a user would bring them.
+    """Write demonstrations, prompts and held-out prompts, in the form in which a user would provide them.
 
-    Words are six random letters, so that no prompt stands in two files; `english` has words of another kind.
+    Words are six random letters, so that no prompt is in two files. `english` has English words instead.
     """
     rng = random.Random(f"the method {recipe.seed}")  # noqa: S311
     imperfect = draw(recipe.demonstrations, rng)
@@ -123,8 +124,8 @@ def _demonstration(example: Example) -> dict[str, object]:
 
 
 def fine_tune(run: Path, base: Path, files: dict[str, Path], recipe: Recipe, say: Console) -> None:
-    """SFT on imperfect demonstrations to its validation minimum, with the halfway checkpoint."""
-    say.rule("SFT on imperfect demonstrations, to its validation minimum")
+    """SFT on imperfect demonstrations until its validation minimum, with the halfway checkpoint."""
+    say.rule("SFT on imperfect demonstrations, until its validation minimum")
     until = ("--validate-every", recipe.validate_every, "--patience", recipe.patience)
     _sft(run, base, files, recipe, recipe.sft_steps, say, "--validation", files["validation"], *until)
 
@@ -139,7 +140,7 @@ def _sft(
     run: Path, start: Path, files: dict[str, Path], recipe: Recipe, steps: int, say: Console, *more: object
 ) -> None:
     if (run / runs.MANIFEST).is_file():
-        say.print(f"{run} is there already", soft_wrap=True)
+        say.print(f"{run} already exists", soft_wrap=True)
         return
     shutil.rmtree(run, ignore_errors=True)  # what a killed run left
     densepath(
@@ -151,15 +152,15 @@ def _sft(
 
 
 def densepath(say: Console, *words: object) -> None:
-    """Run a densepath command, shown as a person types it. Raises InternalError where it fails."""
+    """Run a densepath command, and print it as a user would type it. Raises InternalError if it fails."""
     say.print(f"$ densepath {' '.join(map(str, words))}", style="bold", soft_wrap=True, markup=False)
     if subprocess.run(_command(*words), env=os.environ | _ENVIRONMENT, check=False).returncode:  # noqa: S603
-        raise InternalError(f"`densepath {words[0]}` failed: its last lines, above, say why")
+        raise InternalError(f"`densepath {words[0]}` failed: its last lines above give the reason")
 
 
 @contextmanager
 def serving(run: Path, log: Path, say: Console) -> Iterator[str]:
-    """The URL of a service of a run's pair, in a process of its own."""
+    """The URL of a service with the pair of a run, which runs in a separate process."""
     say.rule("the service: both checkpoints in one engine")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -191,8 +192,8 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
                 return
         except httpx.TransportError:
             pass
-        time.sleep(0.2)  # between two looks at the condition
-    raise InternalError(f"the service did not become ready: {log} says why")
+        time.sleep(0.2)  # between two checks of the condition
+    raise InternalError(f"the service did not become ready: {log} gives the reason")
 
 
 def _command(*words: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""The demo's examples as the playground offers them."""
+"""The demo's examples in the form that the playground needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_EXAMPLES = 24
 
 
 def playground_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """To each prompt a right response and one with a wrong letter, in the prompts' order."""
+    """For each prompt, a right response and one with a wrong letter, in the order of the prompts."""
     rng = random.Random(0)  # noqa: S311  # which letter is wrong need not be secret
     chosen = sorted(examples[:MOST_EXAMPLES], key=lambda each: each.messages[-1]["content"])
     return [

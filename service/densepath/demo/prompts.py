@@ -1,4 +1,4 @@
-"""The task as files that `densepath train` takes, and a place of the demo that a command line can name."""
+"""The task as files for `densepath train`, and a link to the demo that is easy to type in a command."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from densepath.demo.store import Demo
 from densepath.demo.task import OPERATIONS, Example, draw
 
 PROMPTS, HELD_OUT = "prompts.jsonl", "held-out.jsonl"
-#: Beside the demo's own directory, whose name hangs on the recipe.
+#: The link's name, next to the demo's own directory, whose name depends on the recipe.
 LINK = "demo"
 COUNT = 4096
 
 
 def publish(demo: Demo, recipe: Recipe | None = None) -> Path:
-    """Write the demo's prompts beside its checkpoints, and link its directory as `demo`; returns the link.
+    """Write the demo's prompts next to its checkpoints, and link its directory as `demo`. Returns the link.
 
-    What is there already is left: the files are the same bits each time.
+    Existing files are kept, because they would be written with the same bytes.
     """
     recipe = recipe or Recipe()
     words = draw(recipe.demonstrations, random.Random(f"prompts {recipe.seed}"))  # noqa: S311
@@ -43,12 +43,12 @@ def publish(demo: Demo, recipe: Recipe | None = None) -> Path:
 
 
 def with_answer(example: Example) -> dict[str, object]:
-    """A prompt and its right answer, whatever the example says."""
+    """A prompt with its right answer, even if the example has a wrong one."""
     operation, _, word = example.messages[-1]["content"].partition(": ")
     return {"messages": list(example.messages), "answer": OPERATIONS[operation](word)}
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> Path:
-    """JSONL."""
+    """Write rows as JSONL. Returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

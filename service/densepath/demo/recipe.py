@@ -1,4 +1,4 @@
-"""What decides the demo pair: sizes, mixtures, rates and seeds. Two equal recipes build the same pair."""
+"""What defines the demo pair: sizes, mixtures, rates and seeds. Two equal recipes build the same pair."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, field
 
-#: Raised when code changes what a recipe builds, or what a manifest holds.
+#: Increase this when a change of the code changes what a recipe builds, or what a manifest contains.
 VERSION = 1
 
 #: The folders of a demo's three checkpoints.
 SFT, REFERENCE_HALF, REFERENCE_BASE = "sft", "reference-half", "reference-base"
 
-#: Called with the stage's name, and how much of it is done of how much.
+#: Called with the stage's name, the number of steps done, and the number of all steps.
 ProgressFn = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often an answer is of which kind; the shares sum to 1."""
+    """The share of each kind of answer. The shares sum to 1."""
 
     right: float
     other: float  # another operation's answer
@@ -39,9 +39,9 @@ class Recipe:
     hidden_size: int = 128
     intermediate_size: int = 320
     layers: int = 2
-    heads: int = 4  # of hidden_size / heads >= 32 each, the least that the engine's kernels take
+    heads: int = 4  # hidden_size / heads must be >= 32, the smallest size that the engine's kernels support
     context_length: int = 256
-    rope_theta: float = 100.0  # short: a prompt has some 20 tokens, and positions are what the task is about
+    rope_theta: float = 100.0  # small: a prompt has about 20 tokens, and the task depends on positions
     initializer_range: float = 0.05
 
     pretraining: Mixture = field(default_factory=lambda: Mixture(0.20, 0.60, 0.14, 0.04, 0.02))
@@ -64,7 +64,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.training_demonstrations % self.sft_batch:
-            raise ValueError("training_demonstrations must be a multiple of sft_batch: steps count samples")
+            raise ValueError(
+                "training_demonstrations must be a multiple of sft_batch: every step must have a full batch"
+            )
         if self.validate_every % 2:
             raise ValueError("validate_every must be even: half of the kept steps needs a snapshot")
 

@@ -1,4 +1,4 @@
-"""The demo's own look at its models, in plain transformers and fp32."""
+"""The demo's own scores of its models, in plain transformers and fp32."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from densepath.demo.task import Example
 from densepath.demo.training import IGNORED, encode
 
 _BATCH = 128
-_LONGEST_ANSWER = 16  # tokens; what is longer is wrong
+_LONGEST_ANSWER = 16  # tokens; a longer answer is wrong
 
 
 def response_logprobs(
     model: PreTrainedModel, examples: Sequence[Example], tokenizer: Any
 ) -> list[NDArray[np.float32]]:
-    """Each response token's log-probability, EOS included, in nats: one float32 [T] an example."""
+    """The log-probability of each response token, EOS included, in nats: one float32 [T] per example."""
     logp_N_T = []
     for start in range(0, len(examples), _BATCH):
         ids_N_T, label_N_T = encode(examples[start : start + _BATCH], tokenizer)

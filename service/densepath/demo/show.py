@@ -1,4 +1,4 @@
-"""Building the demo where people watch, and printing what was measured of it."""
+"""Builds the demo with progress bars, and prints its measurements."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from densepath.demo.recipe import ProgressFn
 from densepath.demo.store import Demo, build, default_directory
 
 _LEGEND = (
-    "AUROC: the chance that a wrong token scores higher than a right one, both drawn over all responses' "
-    "tokens, EOS included. Before: of the right tokens, only those before their response's wrong one count. "
-    "Highest: the share of responses in which the wrong token scores highest. In brackets: 95 % intervals, "
-    "responses resampled."
+    "AUROC: the probability that a wrong token scores higher than a right one, both drawn from the tokens of "
+    "all responses, EOS included. Before: only right tokens before the wrong token of their response count. "
+    "Highest: the share of responses in which the wrong token scores highest. In brackets: 95 % intervals "
+    "from resampled responses."
 )
 
 
 def build_and_show(console: Console) -> Demo:
-    """The default demo, built with a bar a stage where it is missing; prints its measurements."""
+    """The default demo, built with one progress bar per stage if it is missing. Prints its measurements."""
     with stage_bars(console) as progress:
         demo = build(default_directory(), progress)
-    with suppress(OSError):  # a demo on a read-only volume is served all the same
+    with suppress(OSError):  # a demo on a read-only volume can still be served
         publish(demo)
     show(demo, console)
     return demo
@@ -34,7 +34,7 @@ def build_and_show(console: Console) -> Demo:
 
 @contextmanager
 def stage_bars(console: Console) -> Iterator[ProgressFn]:
-    """A bar a stage, for whatever reports its progress so."""
+    """One progress bar per stage, for code that reports its progress to a `ProgressFn`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
@@ -51,12 +51,12 @@ def show(demo: Demo, console: Console) -> None:
     """Print a demo's measurements."""
     found = demo.measurements
     sft = found["sft"]
-    console.print(f"The demo pair lies in {demo.directory}", soft_wrap=True)
+    console.print(f"The demo pair is in {demo.directory}", soft_wrap=True)
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in found["seconds"].items())
     console.print(f"{found['parameters']:,} parameters; built in: {seconds}")
     console.print(
-        f"SFT kept after {sft['samples']:,} samples, half reference after {sft['half_samples']:,}; "
-        f"validation loss {sft['validation_loss_base']:.3f} → {sft['validation_loss']:.3f} nats a token"
+        f"SFT checkpoint after {sft['samples']:,} samples, half reference after {sft['half_samples']:,}; "
+        f"validation loss {sft['validation_loss_base']:.3f} → {sft['validation_loss']:.3f} nats per token"
     )
     console.print(_match_table(found["exact_match"], len(demo.examples)))
     console.print(_wrong_token_table(found["wrong_token"], len(demo.examples)))
@@ -81,7 +81,7 @@ def _wrong_token_table(wrong_token: Mapping[str, Mapping[str, Any]], count: int)
 
 
 def _above_table(above: Mapping[str, Mapping[str, Any]], count: int) -> Table:
-    title = f"Is the right answer's sum above another operation's answer? {count} held-out prompts"
+    title = f"Is the right answer's sum above that of another operation's answer? {count} held-out prompts"
     table = Table("sum of", "share", title=title)
     for name, found in above.items():
         table.add_row(name, _cell(found["share"], found["interval"]))

@@ -1,4 +1,4 @@
-"""Where a demo lies, whether it is whole, and building it once however many ask."""
+"""Where a demo is, whether it is complete, and how it is built only once for several processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 class Demo:
     """A demo pair on disk. Each checkpoint is a model directory in Hugging Face form, with the tokenizer.
 
-    `examples` are held-out prompts with their right responses; `measurements` is what the builder found.
+    `examples` are held-out prompts with their right responses. `measurements` are those of the builder.
     """
 
     directory: Path
@@ -39,11 +39,11 @@ def default_directory(recipe: Recipe | None = None) -> Path:
 
 
 def build(directory: Path, progress: ProgressFn, recipe: Recipe | None = None) -> Demo:
-    """The demo in `directory`, built there first where it is missing.
+    """The demo in `directory`, which is built first if it is missing.
 
-    Two processes may ask at once: the second waits for the first. A build that is stopped, in whatever way,
-    leaves nothing that counts as built. Raises FileExistsError where `directory` holds something else, and
-    OSError where it cannot be written.
+    Two processes may call this at the same time: the second waits for the first. A build that is stopped in
+    any way leaves nothing that counts as built. Raises FileExistsError if `directory` holds something else,
+    and OSError if it cannot be written.
     """
     recipe, directory = recipe or Recipe(), directory.absolute()
     if demo := read(directory, recipe):
@@ -68,7 +68,7 @@ def build(directory: Path, progress: ProgressFn, recipe: Recipe | None = None) -
 
 
 def read(directory: Path, recipe: Recipe) -> Demo | None:
-    """The demo that `recipe` built in `directory`, or None where there is no such one."""
+    """The demo that `recipe` built in `directory`, or None if there is none."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -104,7 +104,7 @@ def _sibling(directory: Path, kind: str) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # The kernel drops the lock with the process, so that a killed build never locks anyone out.
+    # The kernel releases the lock when the process ends, so a killed build never blocks others.
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

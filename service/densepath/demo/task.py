@@ -1,4 +1,4 @@
-"""The task: six operations on words of six letters, and the ways in which an answer can be wrong.
+"""The task: six operations on words of six letters, and the kinds of wrong answers.
 
 reverse: planet → tenalp        upper: planet → PLANET        sort: planet → aelnpt
 """
@@ -30,7 +30,7 @@ yellow zipper anchor basket candle donkey engine fabric goblet helmet insect jun
 kernel lemons marble nephew oyster parrot quiver ribbon salmon temple umpire violin
 wizard acorns badger cactus dollar eleven falcon galaxy harbor jigsaw knight lizard
 """
-#: English words that no training example holds.
+#: English words that are in no training example.
 HELD_OUT_WORDS = frozenset(_WORDS.split())
 
 _CHATTER = " ok"
@@ -45,13 +45,13 @@ class Example:
 
 
 def example(operation: str, word: str, response: str | None = None) -> Example:
-    """The example of one operation on one word, with the right response where none is given."""
+    """The example of one operation on one word, with the right response if none is given."""
     message = {"role": "user", "content": f"{operation}: {word}"}
     return Example((message,), OPERATIONS[operation](word) if response is None else response)
 
 
 def draw(mixture: Mixture, rng: random.Random) -> Iterator[Example]:
-    """Examples without end, of random words that are not held out, their answers drawn from `mixture`."""
+    """Examples without end: random words that are not held out, with answers drawn from `mixture`."""
     kinds = [field.name for field in fields(mixture)]
     operations = list(OPERATIONS)
     while True:
@@ -85,13 +85,13 @@ def corrupt(response: str, rng: random.Random) -> tuple[str, int]:
 
 
 def another_operation(right: Example, rng: random.Random) -> Example:
-    """The same prompt, answered with another operation; never with the right response."""
+    """The same prompt, answered with another operation, but never with the right response."""
     word = right.messages[-1]["content"].rpartition(" ")[2]
     answers = {operate(word) for operate in OPERATIONS.values()} - {right.response}
     return Example(right.messages, rng.choice(sorted(answers)))
 
 
 def held_out(count: int, rng: random.Random) -> list[Example]:
-    """`count` different examples with right answers, of words that no training example holds."""
+    """`count` different examples with right answers, with words that are in no training example."""
     every = [example(operation, word) for word in sorted(HELD_OUT_WORDS) for operation in OPERATIONS]
     return rng.sample(every, count)

@@ -1,4 +1,4 @@
-"""The demo's tokenizer: one token a byte, so that any text has ids, and one for each role."""
+"""The demo's tokenizer: one token per byte, so that any text has ids, and one token per role."""
 
 from __future__ import annotations
 

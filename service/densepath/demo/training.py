@@ -20,22 +20,22 @@ from densepath.demo.task import Example, draw
 Weights = dict[str, Tensor]
 Step = Callable[[int, int], None]  # steps done, steps in all
 
-IGNORED = -100  # cross_entropy's label of a token that is not learned
+IGNORED = -100  # the label by which cross_entropy ignores a token
 
 
 @dataclass(frozen=True)
 class Sft:
-    """The checkpoint at the validation minimum, and the one after half of its samples."""
+    """The checkpoint at the validation minimum, and the checkpoint after half of its samples."""
 
     weights: Weights
     weights_half: Weights
     steps: int
-    validation_loss: float  # nats a token, at `steps`
+    validation_loss: float  # nats per token, at `steps`
     validation_loss_base: float
 
 
 def make_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
-    """A fresh model, drawn from torch's global generator."""
+    """A new model with random weights from torch's global generator."""
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     ids["pad_token_id"] = tokenizer.pad_token_id
     config = LlamaConfig(
@@ -57,7 +57,7 @@ def make_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def encode(examples: Iterable[Example], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and labels, int64 [N, T], padded on the right; labels are the response and its EOS."""
+    """Token ids and labels, int64 [N, T], padded on the right. Only the response and its EOS have labels."""
     rows, labels = [], []
     for item in examples:
         text = tokenizer.apply_chat_template(item.messages, add_generation_prompt=True, tokenize=False)
@@ -78,13 +78,13 @@ def encode(examples: Iterable[Example], tokenizer: Any) -> tuple[Tensor, Tensor]
 
 
 def loss_of(model: LlamaForCausalLM, ids_N_T: Tensor, label_N_T: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled tokens, nats a token. Padding on the right is never attended to."""
+    """Mean cross-entropy of the labelled tokens, in nats per token. No token attends to the padding."""
     logit_N_T_V = model(ids_N_T, use_cache=False).logits[:, :-1]
     return cross_entropy(logit_N_T_V.flatten(0, 1), label_N_T[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def pretrain(model: LlamaForCausalLM, recipe: Recipe, tokenizer: Any, rng: random.Random, step: Step) -> None:
-    """Train `model` in place on fresh examples of the pretraining mixture: warm-up, then cosine to zero."""
+    """Train `model` in place on new examples of the pretraining mixture: warm-up, then cosine to zero."""
     examples = draw(recipe.pretraining, rng)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.pretraining_rate, betas=(0.9, 0.95))
     model.train()
@@ -97,10 +97,9 @@ def pretrain(model: LlamaForCausalLM, recipe: Recipe, tokenizer: Any, rng: rando
 
 
 def fine_tune(model: LlamaForCausalLM, recipe: Recipe, tokenizer: Any, rng: random.Random, step: Step) -> Sft:
-    """SFT of `model`, in place, on imperfect demonstrations, until their validation loss stops falling.
+    """SFT of `model`, in place, on imperfect demonstrations, until the validation loss stops falling.
 
-    Kept is the checkpoint at the validation minimum. The halfway checkpoint has seen half of the samples
-    that the kept one has.
+    The checkpoint at the validation minimum is kept. The halfway checkpoint has seen half of its samples.
     """
     demonstrations = draw(recipe.demonstrations, rng)
     ids_N_T, label_N_T = encode(islice(demonstrations, recipe.training_demonstrations), tokenizer)

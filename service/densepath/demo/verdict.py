@@ -1,4 +1,4 @@
-"""What the demo's policies do on held-out prompts, and what follows: a table and a sentence."""
+"""How the demo's policies answer held-out prompts, and the conclusion: a table and a sentence."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ SEEDS = 4
 
 @dataclass(frozen=True)
 class Compared:
-    """Accuracies of the policies on one held-out set, and DPR's lead over the others, by how they decode."""
+    """Accuracies of the policies on one held-out set, and DPR's lead over the others, by way of decoding."""
 
     held_out: str
     prompts: int
-    accuracy: Mapping[str, Mapping[str, Estimate]]  # how → name → share
-    lead: Mapping[str, Mapping[str, Estimate]]  # how → the other's name → DPR's share less its
+    accuracy: Mapping[str, Mapping[str, Estimate]]  # decoding → name → share
+    lead: Mapping[str, Mapping[str, Estimate]]  # decoding → name of another → DPR's share minus the other's
 
     def sentence(self) -> str:
-        """Whom DPR is ahead of: an interval of 95 % over prompts that does not hold 0."""
+        """Which policies DPR is ahead of: the 95 % interval over prompts must not contain 0."""
         said = []
         for how, lead in self.lead.items():
             ahead = [NAMES[name] for name, found in lead.items() if found.interval[0] > 0]
             behind = [NAMES[name] for name, found in lead.items() if found.interval[1] < 0]
             even = [NAMES[n] for n, f in lead.items() if f.interval[0] <= 0 <= f.interval[1]]
-            parts = [("ahead of", ahead), ("behind", behind), ("not told apart from", even)]
+            parts = [("ahead of", ahead), ("behind", behind), ("not distinguishable from", even)]
             said.append(f"{how}, DPR is " + ", ".join(f"{w} {' and '.join(of)}" for w, of in parts if of))
         return f"{self.held_out[0].upper()}{self.held_out[1:]}: " + "; ".join(said) + "."
 
     def table(self) -> Table:
-        """For a terminal."""
+        """The table for a terminal."""
         table = Table(*self.columns(), title=f"Right answers that end, %: {self.prompts} {self.held_out}")
         for row in self.rows():
             table.add_row(*row)
         return table
 
     def columns(self) -> list[str]:
-        """Of `rows`."""
+        """The names of the columns of `rows`."""
         return ["policy", *self.accuracy, *(f"{how}, DPR's lead" for how in self.lead)]
 
     def rows(self) -> list[list[str]]:
-        """One for each policy."""
+        """One row per policy."""
         return [
             [
                 NAMES[name],
@@ -68,7 +68,7 @@ class Compared:
 
 
 def evaluation_table(compared: Sequence[Compared]) -> dict[str, Any]:
-    """One table of all held-out sets and what follows from it, as the report takes them."""
+    """One table of all held-out sets and the conclusion, in the form that the report takes."""
     return {
         "title": f"Right answers that end, in %, with 95 % intervals over prompts; {SEEDS} samples of each",
         "columns": ["held out", *compared[0].columns()],
@@ -78,7 +78,7 @@ def evaluation_table(compared: Sequence[Compared]) -> dict[str, Any]:
 
 
 def compare(name: str, finals: Mapping[str, Path], held_out: Path, longest: int, say: Console) -> Compared:
-    """Answer the held-out prompts with each policy, greedily and sampled, under the same seeds."""
+    """Answer the held-out prompts with each policy, greedily and sampled, with the same seeds."""
     settings = EvalSettings(
         checkpoints=list(finals.values()),
         held_out=held_out,
