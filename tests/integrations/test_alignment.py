@@ -110,12 +110,12 @@ def test_another_chat_template_alone_is_named(client: Client, tokenizer: Any) ->
     (problem,) = tokenizer_problems(tokenizer, client.pair())
     assert problem.startswith("chat template: the tokenizer has none")
     (problem,) = tokenizer_problems(make_tokenizer(), client.pair() | {"chat_template_fingerprint": None})
-    assert problem.startswith("chat template: the tokenizer has one and the pair has none")
+    assert problem.startswith("chat template: the tokenizer has one, but the pair has none")
 
 
 def test_another_eos_is_named_with_what_would_be_right(client: Client, tokenizer: Any) -> None:
     tokenizer.eos_token = "<|user|>"
-    with pytest.raises(AlignmentError, match=r"EOS: it ends with 4, and the pair with 2; set eos_token"):
+    with pytest.raises(AlignmentError, match=r"EOS: the tokenizer has 4, but the pair has 2; set eos_token"):
         check_tokenizer(tokenizer, client)
 
 
@@ -135,7 +135,7 @@ def test_a_sample_that_was_scored_as_it_is_is_right(client: Client) -> None:
 
 def test_the_first_position_that_differs_is_named(client: Client) -> None:
     score = client.score([{"token_ids": IDS, "response_mask": MASK}], include=("tokens",))[0]
-    with pytest.raises(AlignmentError, match=r"token_ids\[4\] is 11, and the service scored 10 there"):
+    with pytest.raises(AlignmentError, match=r"token_ids\[4\] is 11, but the service scored 10 there"):
         check_sample([1, 7, 8, 9, 11], MASK, score)
     with pytest.raises(AlignmentError, match="response_mask: it is another"):
         check_sample(IDS, [0, 0, 1, 1, 1], score)
@@ -168,7 +168,7 @@ def test_a_chat_that_was_tokenised_again_is_found_out(client: Client, tokenizer:
 def test_a_whole_conversation_is_held_to_the_service_s_tokens(client: Client) -> None:
     served = client.tokenize("the sum of two")
     check_sample(served, [0] + [1] * (len(served) - 1), served)
-    with pytest.raises(AlignmentError, match=r"token_ids\[1\] is 7, and the service tokenised"):
+    with pytest.raises(AlignmentError, match=r"token_ids\[1\] is 7, but the service tokenised"):
         check_sample([served[0], 7, *served[2:]], [0] + [1] * (len(served) - 1), served)
 
 

@@ -106,7 +106,7 @@ def test_a_bad_row_and_columns_that_are_none_are_errors(tiny_service: str) -> No
         score({"prompt_token_ids": [[1], [1]], "response_token_ids": [[5], [100_000]]})
     with pytest.raises(InvalidItemError, match="exactly one form"):
         score({"prompt_token_ids": [[1]], "response_token_ids": [[5]], "prompt": ["a"]})
-    with pytest.raises(InvalidItemError, match="name them as its fields are, prompt_token_ids"):
+    with pytest.raises(InvalidItemError, match="name the columns like its fields, prompt_token_ids"):
         score({"text": ["a"]})
     assert score({"prompt": [], "response": []}) == {}
 

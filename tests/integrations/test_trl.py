@@ -90,7 +90,7 @@ def test_the_loss_gets_the_return_of_each_token(
     args = config(tmp_path, **settings, **({"beta": 0.0} if kind == "rloo" else {}))
     options = {"gamma": gamma, "baseline": "none", "train_dataset": CHATS}
     if kind == "rloo":
-        with pytest.warns(UserWarning, match="beta=0: below 0.2"):
+        with pytest.warns(UserWarning, match="beta=0: with less than 0.2"):
             trainer = trainer_class(str(tiny_pair[0]), tiny_service, args=args, **options)
     else:
         trainer = trainer_class(str(tiny_pair[0]), tiny_service, args=args, **options)
@@ -335,7 +335,7 @@ def test_a_service_that_dies_stops_the_run(
         ("grpo", {"loss_type": "vespo"}, "by the sign of its one advantage; set 'grpo' or 'bnpo'"),
         ("grpo", {"off_policy_mask_threshold": 0.1}, "keeps whole completions"),
         ("grpo", {"reward_weights": [2.0]}, "its weight is 1"),
-        ("rloo", {"normalize_advantages": True}, "normalises one advantage a completion; set False"),
+        ("rloo", {"normalize_advantages": True}, "normalises one advantage per completion; set False"),
         ("rloo", {"reward_clip_range": (-1.0, 1.0)}, "clips summed rewards; set None"),
     ],
 )

@@ -183,7 +183,7 @@ def test_tokens_that_a_tool_put_there_carry_no_reward() -> None:
 
 
 def test_an_agent_loop_with_a_reward_of_its_own_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="reward of its own"):
+    with pytest.raises(InvalidRequestError, match="its own reward"):
         DenseOutput.of(output(reward_score=1.0))
 
 

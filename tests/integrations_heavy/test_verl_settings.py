@@ -99,8 +99,8 @@ REFUSED = {
         "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
         "is None: dense rewards need +actor_rollout_ref.rollout.agent.agent_loop_manager_class=densepath",
     ),
-    "a setting that is none": ("+reward.densepath.gamma=1", "has gamma: it takes url and sum"),
-    "no service": ("reward.densepath.url=null", "no service is named"),
+    "a setting that is none": ("+reward.densepath.gamma=1", "has gamma: it can only have url and sum"),
+    "no service": ("reward.densepath.url=null", "no service is given"),
 }
 
 

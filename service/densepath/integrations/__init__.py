@@ -1,10 +1,10 @@
-"""Adapters for tools that train or score elsewhere: thin, each on the client, each in its own module.
+"""Thin adapters for other training and scoring tools. Each is a module of its own that uses the client.
 
-A tool is imported by its own adapter alone, so importing this package needs none of them.
+Only its own adapter imports a tool, so importing this package needs none of them.
 """
 
 from __future__ import annotations
 
 
 class IntegrationError(RuntimeError):
-    """The installed release of a tool is none that its adapter knows, or does what it cannot follow."""
+    """The adapter does not know the installed release of a tool, or the tool did something unexpected."""

@@ -1,7 +1,8 @@
-"""Whether a trainer's token ids are the service's: checked before a run, and for one sample.
+"""Checks that a trainer's token ids are those of the service: before a run, and for one sample.
 
-Token ids are the truth, so a trainer that makes them with another tokenizer is paid for other tokens than
-it sampled. The check needs transformers; the rest of this module, and importing it, does not.
+Token ids decide what is scored, so a trainer with another tokenizer would get the rewards of other tokens
+than it sampled. The check of a tokenizer needs transformers. The rest of this module does not, and neither
+does importing it.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from densepath.pair.tokenizer_files import TokenizerIdentity, read_tokenizer, wi
 
 
 class AlignmentError(ValueError):
-    """The trainer's token ids are not the service's; the message says which, and what would be right."""
+    """The trainer's token ids differ from the service's. The message says which, and what would be right."""
 
 
 def check_tokenizer(tokenizer: Any, client: Client) -> None:
-    """Compare a trainer's tokenizer with that of the served pair. Padding is left out: it is never scored.
+    """Compare a trainer's tokenizer with that of the served pair. Padding is ignored, as it is never scored.
 
     Args:
-        tokenizer: a transformers tokenizer, or a directory that one was saved in.
-        client: of the service.
+        tokenizer: a transformers tokenizer, or a directory in which one was saved.
+        client: a client of the service.
 
     Raises:
-        AlignmentError: another vocabulary, tokenizer, chat template or EOS, or no tokenizer.
+        AlignmentError: the vocabulary, tokenizer, chat template or EOS differs, or there is no tokenizer.
         DensepathError: the service does not answer.
     """
     problems = tokenizer_problems(tokenizer, client.pair())
@@ -42,16 +43,16 @@ def check_tokenizer(tokenizer: Any, client: Client) -> None:
 
 
 def check_policy(tokenizer: Any, pair: Mapping[str, Any]) -> None:
-    """Compare a policy's tokenizer with that of a pair, for whoever renders prompts itself and sends ids.
+    """Compare a policy's tokenizer with that of a pair, for a tool that renders prompts itself and sends ids.
 
-    Another chat template than the pair's makes other prompts, and no wrong number: it is a warning.
+    A different chat template gives different prompts, but no wrong rewards, so it only causes a warning.
 
     Args:
-        tokenizer: a transformers tokenizer, or a directory that one was saved in.
-        pair: as `GET /v1/pair` describes it (`Client.pair`).
+        tokenizer: a transformers tokenizer, or a directory in which one was saved.
+        pair: the answer of `GET /v1/pair` (`Client.pair`).
 
     Raises:
-        AlignmentError: another vocabulary, tokenizer or EOS, or no tokenizer.
+        AlignmentError: the vocabulary, tokenizer or EOS differs, or there is no tokenizer.
     """
     mine = _read(tokenizer)
     problems = _id_problems(mine, pair)
@@ -62,7 +63,7 @@ def check_policy(tokenizer: Any, pair: Mapping[str, Any]) -> None:
 
 
 def tokenizer_problems(tokenizer: Any, pair: Mapping[str, Any]) -> list[str]:
-    """What differs between a tokenizer and a pair, as `GET /v1/pair` describes it; empty for nothing."""
+    """What differs between a tokenizer and a pair, as `GET /v1/pair` describes it. Empty if nothing does."""
     mine = _read(tokenizer)
     return [*_id_problems(mine, pair), *_template_problems(mine, pair)]
 
@@ -77,8 +78,8 @@ def _id_problems(mine: TokenizerIdentity, pair: Mapping[str, Any]) -> list[str]:
     theirs = sorted(pair["eos_token_ids"])
     if not mine.eos_token_ids <= set(theirs):
         problems.append(
-            f"EOS: it ends with {_ids(sorted(mine.eos_token_ids))}, and the pair with {_ids(theirs)}; set "
-            "eos_token to one of the pair's, or no response counts as ended"
+            f"EOS: the tokenizer has {_ids(sorted(mine.eos_token_ids))}, but the pair has {_ids(theirs)}; "
+            "set eos_token to one of the pair's, or no response counts as ended"
         )
     return problems
 
@@ -91,32 +92,32 @@ def _template_problems(mine: TokenizerIdentity, pair: Mapping[str, Any]) -> list
 
 
 def check_sample(token_ids: Any, response_mask: Any, served: Score | Sequence[int]) -> None:
-    """Hold one sample of a trainer to what the service scored or tokenised.
+    """Compare one sample of a trainer with what the service scored or tokenised.
 
     Args:
         token_ids: the trainer's ids of a whole conversation, int [L].
         response_mask: 0 or 1, [L]: the tokens that are to be scored.
-        served: the service's `Score` of that conversation, with its `response_token_ids` (include "tokens"),
-            held to the tokens under the mask; or the ids of the whole conversation, as `Client.tokenize`
-            answers, held to all of `token_ids`.
+        served: either the service's `Score` of that conversation with its `response_token_ids` (include
+            "tokens"), which is compared with the tokens under the mask; or the ids of the whole conversation,
+            as `Client.tokenize` returns them, which are compared with all of `token_ids`.
 
     Raises:
-        AlignmentError: they differ; the message names the first position.
-        InvalidItemError: no item can be made of the ids and the mask, or the score holds no ids.
+        AlignmentError: they differ. The message names the first position.
+        InvalidItemError: the ids and the mask are not a valid item, or the score has no ids.
     """
     sample = read_item(0, {"token_ids": token_ids, "response_mask": response_mask})
     if not isinstance(sample, SpanItem):
-        raise TypeError("token_ids and response_mask make a spans item")
+        raise TypeError("token_ids and response_mask must make an item in the spans form")
     if not isinstance(served, Score):
         _compare(
             sample.token_ids, np.arange(len(sample.token_ids)), np.asarray(served, np.int64), "tokenised"
         )
         return
     if served.response_token_ids is None:
-        raise InvalidItemError('the score holds no token ids: ask for it with include=("tokens",)')
+        raise InvalidItemError('the score has no token ids: request it with include=("tokens",)')
     positions_T = np.flatnonzero(sample.response_mask)
     if served.positions is not None and served.positions.tolist() != positions_T.tolist():
-        raise AlignmentError("response_mask: it is another than the one that was scored; send this one")
+        raise AlignmentError("response_mask: it differs from the mask that was scored; send this one")
     _compare(sample.token_ids, positions_T, served.response_token_ids, "scored")
 
 
@@ -127,13 +128,13 @@ def _compare(token_ids_L: Any, positions_T: Any, served_T: Any, what: str) -> No
     if len(differs):
         n = int(differs[0])
         raise AlignmentError(
-            f"token_ids[{positions_T[n]}] is {mine_T[n]}, and the service {what} {served_T[n]} there: send "
+            f"token_ids[{positions_T[n]}] is {mine_T[n]}, but the service {what} {served_T[n]} there: send "
             "the ids as they were sampled, and never tokenise their text again"
         )
     if len(mine_T) != len(served_T):
         raise AlignmentError(
-            f"the sample has {len(mine_T)} tokens and the service {what} {len(served_T)}, the first {shared} "
-            "of them the same: send the ids as they were sampled, EOS included where it was sampled"
+            f"the sample has {len(mine_T)} tokens and the service {what} {len(served_T)}, of which the first "
+            f"{shared} are the same: send the ids as they were sampled, including EOS if it was sampled"
         )
 
 
@@ -154,19 +155,19 @@ def _read_directory(directory: Path) -> TokenizerIdentity:
 
 
 def _same(mine: TokenizerIdentity, expected: str) -> bool:
-    """Whether the fingerprint is the expected one, with or without an added token that only pads."""
+    """Whether the fingerprint is the expected one, with or without an added token for padding."""
     return expected in (fingerprint(mine.fields), fingerprint(without_pad(mine)))
 
 
 def _template_problem(mine: str | None, theirs: str | None) -> str:
     if theirs is None:
         return (
-            "the tokenizer has one and the pair has none; send token ids, the service cannot render messages"
+            "the tokenizer has one, but the pair has none: the service cannot render messages; send token ids"
         )
     if mine is None:
         return "the tokenizer has none; load it from the directory of the served SFT checkpoint"
     return (
-        "it is not the pair's, so the same messages render to other prompts; load it from the directory of "
+        "it is not the pair's, so the same messages give other prompts; load it from the directory of "
         "the served SFT checkpoint"
     )
 

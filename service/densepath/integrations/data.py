@@ -1,4 +1,4 @@
-"""Rewards as columns: of a batch of `datasets.map`, a pandas or a Polars data frame, or a dict of lists.
+"""Rewards as columns for `datasets.map`, for a pandas or Polars data frame, or for a dict of lists.
 
 scored = dataset.map(ScoreColumns(url), batched=True)                      # datasets
 frame = frame.assign(**ScoreColumns(url)(frame))                           # pandas
@@ -14,7 +14,7 @@ from densepath.client import Client, Score
 from densepath.errors import InvalidItemError
 from densepath.score.formats import without_nulls
 
-#: The contract's fields of an item, as columns; other columns are not read.
+#: The fields of an item, which are read as columns. Other columns are not read.
 FIELDS = (
     "prompt_token_ids",
     "response_token_ids",
@@ -36,17 +36,17 @@ _ARRAYS = {
 
 
 class ScoreColumns:
-    """Columns of items in, columns of their scores out; of the pair version that is served when this is made.
+    """Takes columns of items and returns columns of their scores, from the pair version that is served now.
 
-    It can be pickled, for the workers of `datasets.map(num_proc=…)`. The version is part of it, so what
-    `datasets` has cached of another pair is not taken for this one's.
+    It can be pickled, for the workers of `datasets.map(num_proc=…)`. The pair version is part of the pickle,
+    so `datasets` does not reuse cached scores of another pair.
 
     Args:
         url: the service, or its replicas.
-        include: of "logprobs" and "returns", what else to bring back.
-        gamma: of the returns.
+        include: what else to return, from "logprobs" and "returns".
+        gamma: the discount of the returns.
         append_eos: for texts and chats, whether a response gets the end-of-sequence token and its reward.
-        api_key: of the service.
+        api_key: the API key of the service.
 
     Raises:
         DensepathError: the service cannot be reached.
@@ -67,14 +67,15 @@ class ScoreColumns:
             self.model_version = str(client.pair()["version"])
 
     def __call__(self, columns: Any) -> dict[str, list[Any]]:
-        """The contract's fields of the answer, one value a row: `rewards` (a list a row), `sum`, `ended`.
+        """Fields of the answer as columns: `rewards` (one list per row), `sum` and `ended`.
 
-        With them whatever else comes back: `response_token_ids` of texts and chats, `positions` of spans,
-        and what `include` asks for.
+        There are also `response_token_ids` for texts and chats, `positions` for spans, and the fields that
+        `include` asks for.
 
         Raises:
-            InvalidItemError: no columns of an item, those of two forms, or a row that cannot be scored.
-            ModelVersionMismatchError: another pair is served by now.
+            InvalidItemError: there are no columns of an item, or those of two forms, or a row cannot be
+                scored.
+            ModelVersionMismatchError: another pair is served now.
         """
         items = self._items(columns)
         if not items:
@@ -95,14 +96,16 @@ class ScoreColumns:
     def _items(self, columns: Any) -> list[dict[str, Any]]:
         found = {name: _values(columns[name]) for name in FIELDS if name in columns}
         if not found:
-            raise InvalidItemError(f"no column of an item: name them as its fields are, {', '.join(FIELDS)}")
+            raise InvalidItemError(
+                f"there is no column of an item: name the columns like its fields, {', '.join(FIELDS)}"
+            )
         eos = {"append_eos": True} if self._append_eos else {}
         rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
         return [without_nulls(row) | eos for row in rows]
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's rows as plain values: a message is a dict, a list of them a list."""
+    """A column's rows as plain values: a message becomes a dict, and several messages a list of dicts."""
     return [_plain(row) for row in (column.to_list() if hasattr(column, "to_list") else list(column))]
 
 

@@ -1,7 +1,8 @@
-"""The sum of a response's dense rewards in OpenRLHF, of the token ids that it sampled.
+"""The sum of a response's dense rewards in OpenRLHF, for the token ids that it sampled.
 
-OpenRLHF 0.11 has one reward a response: `Experience.rewards` is `[B]`, and its trainer puts each on the last
-token of its response. An agent's steps are summed too, so no part of a trainer could take one reward a token.
+OpenRLHF 0.11 has one reward per response: `Experience.rewards` is `[B]`, and its trainer puts each on the
+last token of its response. An agent's steps are summed too, so no part of the trainer can take one reward per
+token.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from densepath.client import AsyncClient, Client
 from densepath.errors import InvalidItemError
 from densepath.integrations.alignment import check_policy
 
-#: Seconds for a response's reward, retries included: a service that restarts is back by then.
+#: Seconds for a response's reward, retries included. This is enough for a restart of the service.
 DEADLINE = 600.0
 
 
 class DensePathAgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]  # OpenRLHF carries no types
     """A single turn whose reward is the sum of its dense rewards, in nats.
 
-    A module for `--train.agent_func_path` has a subclass of it named `AgentExecutor`, which takes no
-    arguments. Nothing is tokenised: the sampled ids are what is scored. All rewards are of the pair version
-    that is served at the start. A score that fails raises, which stops OpenRLHF.
+    A module for `--train.agent_func_path` must have a subclass of it named `AgentExecutor`, which takes no
+    arguments. Nothing is tokenised: the sampled ids are scored. All rewards come from the pair version that
+    is served at the start. A failed score raises, which stops OpenRLHF.
 
     Args:
         url: the service, or its replicas.
-        api_key: of the service.
+        api_key: the API key of the service.
 
     Raises:
         DensepathError: the service cannot be reached.
@@ -38,7 +39,7 @@ class DensePathAgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]  # 
         with Client(url, api_key=api_key) as client:
             self._pair = client.pair()
         self._model_version = str(self._pair["version"])
-        self._checked = False  # OpenRLHF hands over its tokenizer with the first prompt
+        self._checked = False  # OpenRLHF passes its tokenizer with the first prompt
         self.client = AsyncClient(url, api_key=api_key)
 
     async def execute(
@@ -51,15 +52,15 @@ class DensePathAgentExecutor(SingleTurnAgentExecutor):  # type: ignore[misc]  # 
         llm_engine: Any,
         images: Any = None,
     ) -> dict[str, Any]:
-        """OpenRLHF's rollout with its `reward`, and in `extra_logs` how long it is and whether it ended.
+        """OpenRLHF's rollout with its `reward`. `extra_logs` has its length and whether it ended.
 
         Raises:
-            AlignmentError: OpenRLHF's tokenizer is not the pair's; said before the first prompt is sampled.
-            InvalidItemError: a prompt with images.
+            AlignmentError: OpenRLHF's tokenizer is not the pair's; raised before the first prompt is sampled.
+            InvalidItemError: the prompt has images.
             DensepathError: the response has no score.
         """
         if images:
-            raise InvalidItemError("dense rewards are of text: this prompt has images")
+            raise InvalidItemError("dense rewards are only for text, but this prompt has images")
         if not self._checked:
             check_policy(hf_tokenizer, self._pair)
             self._checked = True

@@ -1,7 +1,7 @@
-"""Dense rewards in TRL: a reward function for stock trainers, and trainers that keep one reward a token.
+"""Dense rewards in TRL: a reward function for TRL's trainers, and trainers that keep one reward per token.
 
 reward    `DenseReward`, for `reward_funcs`: the sum of each completion's rewards
-checks    the settings of TRL that would sum or misplace per-token advantages
+checks    refuses settings of TRL that would sum or misplace per-token advantages
 credit    what both trainers share: from the sampled ids to advantages `(B, T)`
 trainers  `DensePathGRPOTrainer` and `DensePathRLOOTrainer`
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 
 with warnings.catch_warnings():
-    # TRL says it again where it starts a vLLM; a run without one is not concerned.
+    # TRL repeats this warning when it starts vLLM. It does not concern a run without vLLM.
     warnings.filterwarnings("ignore", "TRL currently supports vLLM versions", UserWarning)
     from densepath.integrations.trl.trainers import DensePathGRPOTrainer, DensePathRLOOTrainer
 from densepath.integrations.trl.reward import DenseReward

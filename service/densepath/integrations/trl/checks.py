@@ -1,4 +1,4 @@
-"""What TRL can be set to that would sum, misplace or ignore per-token advantages: refused in words."""
+"""Refuses TRL settings that would sum, misplace or ignore per-token advantages, and gives the reason."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from densepath.errors import InvalidRequestError
 from densepath.integrations import IntegrationError
 from densepath.rewards.kl import KL_COEFFICIENT, LEAST_KL_COEFFICIENT
 
-#: The release that this adapter is made for and tested with; its loss takes advantages (B, T).
+#: The oldest release for which this adapter is made and tested. Its loss takes advantages (B, T).
 OLDEST = Version("1.16.0")
 
 
 class Rule(NamedTuple):
-    """The values of a setting that keep one advantage a token, and why others do not."""
+    """The values of a setting that keep one advantage per token, and why other values do not."""
 
     setting: str
     accepted: tuple[object, ...]
@@ -48,7 +48,7 @@ GRPO_RULES = (
 )
 RLOO_RULES = (
     *_BOTH,
-    Rule("normalize_advantages", (False,), "it normalises one advantage a completion"),
+    Rule("normalize_advantages", (False,), "it normalises one advantage per completion"),
     Rule("reward_clip_range", (None,), "it clips summed rewards"),
 )
 
@@ -66,17 +66,17 @@ def check_settings(args: Any, rules: Sequence[Rule]) -> None:
         if value not in rule.accepted:
             names = " or ".join(repr(each) for each in rule.accepted)
             raise InvalidRequestError(
-                f"{rule.setting}={value!r} does not go with one reward a token: {rule.why}; set {names}",
+                f"{rule.setting}={value!r} does not work with one reward per token: {rule.why}; set {names}",
                 param=rule.setting,
             )
 
 
 def warn_of_kl(beta: float) -> None:
-    """Warns of a KL coefficient so small that the reward rises while the policy collapses (docs/LOG.md)."""
+    """Warn of a KL coefficient so small that the reward rises while the policy collapses (docs/LOG.md)."""
     if beta < LEAST_KL_COEFFICIENT:
         warnings.warn(
-            f"beta={beta:g}: below {LEAST_KL_COEFFICIENT:g} dense rewards have risen while the policy got "
-            f"worse; start from {KL_COEFFICIENT:g}",
+            f"beta={beta:g}: with less than {LEAST_KL_COEFFICIENT:g}, dense rewards have risen while the "
+            f"policy got worse; start with {KL_COEFFICIENT:g}",
             stacklevel=4,
         )
 
@@ -91,7 +91,7 @@ def check_processing_class(processing_class: object) -> None:
     """Raises InvalidRequestError for anything but a tokenizer: the pair's models read no images."""
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise InvalidRequestError(
-            "dense rewards are of text: processing_class must be a tokenizer", param="processing_class"
+            "dense rewards are only for text: processing_class must be a tokenizer", param="processing_class"
         )
 
 
@@ -100,5 +100,5 @@ def check_columns(columns: Mapping[str, Any], refused: Sequence[str] = ("image",
     for name in refused:
         if columns.get(name) is not None:
             raise InvalidRequestError(
-                f"the prompts of this batch are not its text alone: it has {name}", param=f"columns.{name}"
+                f"the prompts of this batch are not only text: it has {name}", param=f"columns.{name}"
             )

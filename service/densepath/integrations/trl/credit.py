@@ -1,4 +1,4 @@
-"""What both trainers share: the ids that were sampled, their rewards, and one advantage for each of them.
+"""What both trainers share: the sampled ids, their rewards, and one advantage per id.
 
     r'_t = r_t - KL term            where the trainer puts its KL term into the reward (RLOO)
     G_t  = r'_t + gamma G_{t+1}     over the tokens that the policy chose
@@ -39,32 +39,33 @@ Float32 = NDArray[np.float32]
 
 @dataclass
 class Sampled:
-    """What one call of TRL's generation made; `mask_B` is 1 where the policy chose the completion's token."""
+    """The result of one generation by TRL. `mask_B` is 1 where the policy chose the completion's token."""
 
     prompt_ids_B: list[list[int]]
     completion_ids_B: list[list[int]]
     mask_B: list[list[int]]
-    reward_B: list[Float32] | None = None  # one a chosen token, once they are scored
+    reward_B: list[Float32] | None = None  # one reward per chosen token, once they are scored
 
 
 class DenseCredit:
-    """Goes before one of TRL's trainers in the bases; that trainer's loss takes advantages (B, T).
+    """A base class that stands before one of TRL's trainers. That trainer's loss takes advantages (B, T).
 
-    The service's rewards take the place of reward functions, of the ids exactly as sampled. TRL logs their
-    sums as `reward` and `rewards/dense_reward/mean`. All are of the pair version served at the start.
+    The service's rewards replace the reward functions. They are those of the ids exactly as sampled. TRL logs
+    their sums as `reward` and `rewards/dense_reward/mean`. All come from the pair version that is served at
+    the start.
 
     Args:
-        model: the policy, as TRL takes it; the SFT checkpoint of the pair to start with.
+        model: the policy, as for TRL; at the start it is the SFT checkpoint of the pair.
         url: the reward service, or its replicas.
-        args: TRL's config, required: what it is set to decides whether the rewards stay apart.
+        args: TRL's config. It is required, because its settings decide whether the rewards stay per token.
         gamma: 1 is the paper's return-to-go, 0 credits each token with its own reward.
-        baseline: "leave-one-out", "batch" or "none": whose mean return at the same position is taken off.
-        api_key: of the service.
-        options: as TRL's trainer takes them, reward functions aside.
+        baseline: "leave-one-out", "batch" or "none": which mean return at the same position is subtracted.
+        api_key: the API key of the service.
+        options: as for TRL's trainer, except reward functions.
 
     Raises:
-        InvalidRequestError: a setting that would sum or misplace rewards; the message says what to set.
-        IntegrationError: a release of TRL that this adapter does not know.
+        InvalidRequestError: a setting would sum or misplace rewards; the message says what to set.
+        IntegrationError: this adapter does not know the release of TRL.
         AlignmentError: the policy's tokenizer is not the pair's.
         DensepathError: the service cannot be reached.
     """
@@ -93,42 +94,42 @@ class DenseCredit:
         self._model_version = str(pair["version"])
         self._sampled = Sampled([], [], [])
         super().__init__(model=model, reward_funcs=self.dense_reward, args=args, **options)  # type: ignore[call-arg]
-        tool: Any = self  # what TRL's trainer has made of it
+        tool: Any = self  # with the attributes of TRL's trainer
         check_processing_class(tool.processing_class)
         check_policy(tool.processing_class, pair)
         if tool.reward_funcs != [self.dense_reward]:
             raise InvalidRequestError(
-                "an environment brings a reward of its own, which has no place beside one reward a token: "
-                "leave out its get_reward",
+                "the environment has its own reward, which cannot be combined with one reward per token: "
+                "remove its get_reward",
                 param="environment_factory",
             )
 
     def dense_reward(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any, **columns: Any
     ) -> list[float]:
-        """The reward function that TRL calls: scores what was just sampled, and returns the sums, nats."""
+        """The reward function that TRL calls: scores what was just sampled, and returns the sums in nats."""
         check_columns(columns)
         sampled = self._sampled
         if completion_ids != sampled.completion_ids_B:
-            raise IntegrationError("TRL asks for rewards of other completions than it has just generated")
+            raise IntegrationError("TRL asks for rewards of completions that it has not just generated")
         items = [
             {"token_ids": [*prompt_ids, *ids], "response_mask": [0] * len(prompt_ids) + list(mask)}
             for prompt_ids, ids, mask in zip(
                 sampled.prompt_ids_B, sampled.completion_ids_B, sampled.mask_B, strict=True
             )
         ]
-        # A client of its own for each call: nothing is left open at the end of a run.
+        # Each call has its own client, so that no connection is left open at the end of a run.
         with Client(self._url, api_key=self._api_key) as client:
             scores: Sequence[Score] = client.score(items, model_version=self._model_version).items
         sampled.reward_B = [cast(Float32, score.reward_T) for score in scores]  # a failed score has raised
         return [cast(float, score.sum) for score in scores]
 
     def _chosen(self, generated: tuple[Any, ...]) -> list[list[int]] | None:
-        """From what `_generate` returned: the mask of the tokens that the policy chose; None for all."""
+        """From the result of `_generate`: the mask of the tokens that the policy chose, or None for all."""
         return None
 
     def _kl_term(self) -> NDArray[np.floating] | None:
-        """[B, T], nats: what each reward is lowered by, or None."""
+        """What is subtracted from each reward, [B, T] in nats, or None."""
         return None
 
     def _generate(self, prompts: list[Any]) -> Any:
@@ -144,7 +145,7 @@ class DenseCredit:
         return output
 
     def _advantages(self, output: dict[str, Any]) -> Tensor:
-        """A_t, float32 [B, T]: 0 where there is no token, or one that the loss leaves out."""
+        """A_t, float32 [B, T]: 0 where there is no token, or a token that the loss leaves out."""
         tool: Any = self
         ids, device = output["completion_ids"], output["completion_ids"].device
         return_B_T = torch.from_numpy(self._returns(ids.shape)).to(device)

@@ -1,4 +1,4 @@
-"""The sum of each completion's dense rewards, as a reward function of stock TRL trainers."""
+"""The sum of each completion's dense rewards, as a reward function for TRL's trainers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from densepath.integrations.trl.checks import check_columns, check_processing_cl
 class DenseReward:
     """An async reward function: `GRPOTrainer(reward_funcs=DenseReward(url, tokenizer), …)`.
 
-    TRL hands a reward function the completion's token ids as they were sampled, but not the prompt's. Those
-    are made here as TRL makes them: by the same call of the same tokenizer on the same prompt. So
-    `processing_class` is the trainer's, and `chat_template_kwargs` that of its config. All calls ask for the
-    pair version that is served when this is made.
+    TRL gives a reward function the completion's token ids as they were sampled, but not the prompt's ids.
+    These are made here as TRL makes them: by the same call of the same tokenizer on the same prompt. So
+    `processing_class` must be the trainer's, and `chat_template_kwargs` those of its config. All calls ask
+    for the pair version that is served when this object is made.
 
     Raises:
-        InvalidRequestError: a processor of images, which the service cannot score.
+        InvalidRequestError: `processing_class` processes images, which the service cannot score.
         AlignmentError: the tokenizer is not the pair's.
         DensepathError: the service cannot be reached.
     """
@@ -53,10 +53,10 @@ class DenseReward:
         completion_ids: Sequence[Sequence[int]],
         **columns: Any,
     ) -> list[float]:
-        """One sum a completion, nats.
+        """One sum per completion, in nats.
 
         Raises:
-            DensepathError: a completion has no score; TRL stops.
+            DensepathError: a completion has no score. TRL stops.
         """
         check_columns(columns, ("image", "images", "environments"))
         _refuse_tools(completions)
@@ -64,13 +64,13 @@ class DenseReward:
             {"prompt_token_ids": prompt_ids, "response_token_ids": ids}
             for prompt_ids, ids in zip(self.prompt_ids(prompts), completion_ids, strict=True)
         ]
-        # A client of its own for each call: nothing is left open when TRL's event loop ends.
+        # Each call has its own client, so that no connection is left open when TRL's event loop ends.
         async with AsyncClient(self._url, api_key=self._api_key) as client:
             scores = await client.score(items, model_version=self._model_version)
         return [cast(float, score.sum) for score in scores]  # a failed score has raised
 
     def prompt_ids(self, prompts: Sequence[Any]) -> list[list[int]]:
-        """The token ids of each prompt, as TRL's trainers make them: of texts, or of lists of messages."""
+        """The token ids of each prompt, as TRL's trainers make them, from texts or from lists of messages."""
         if isinstance(prompts[0], str):
             return list(self._tokenizer(text=list(prompts))["input_ids"])
         encoded = self._tokenizer.apply_chat_template(
@@ -84,7 +84,7 @@ class DenseReward:
 
 
 def _refuse_tools(completions: Sequence[Any]) -> None:
-    """What a tool has said stands among a completion's ids, and TRL does not say where."""
+    """The output of a tool is among a completion's ids, and TRL does not report where."""
     if any(isinstance(completion, list) and len(completion) > 1 for completion in completions):
         raise InvalidRequestError(
             "a completion of several turns has tokens that the policy did not choose: use "

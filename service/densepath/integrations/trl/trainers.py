@@ -1,4 +1,4 @@
-"""TRL's GRPO and RLOO with one advantage a token."""
+"""TRL's GRPO and RLOO with one advantage per token."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ __all__ = ["DensePathGRPOTrainer", "DensePathRLOOTrainer"]
 class DensePathGRPOTrainer(DenseCredit, GRPOTrainer):  # type: ignore[misc]  # TRL carries no types
     """GRPOTrainer with the service's per-token rewards: advantages are (B, T), and the loss is TRL's own.
 
-    `beta` is TRL's: a KL term of each position in the loss. Tokens that tools put into a completion get no
-    reward. With a pair's SFT as the policy, `loss_type="dr_grpo"` is Dense-Path REINFORCE but for a factor.
+    `beta` is TRL's: a KL term for each position in the loss. Tokens that tools add to a completion get no
+    reward. With the pair's SFT as the policy, `loss_type="dr_grpo"` is Dense-Path REINFORCE, except for a
+    constant factor.
     """
 
     RULES = GRPO_RULES
@@ -32,10 +33,11 @@ class DensePathGRPOTrainer(DenseCredit, GRPOTrainer):  # type: ignore[misc]  # T
 
 
 class DensePathRLOOTrainer(DenseCredit, RLOOTrainer):  # type: ignore[misc]
-    """RLOOTrainer with the service's per-token rewards: Dense-Path REINFORCE, `beta` its KL coefficient.
+    """RLOOTrainer with the service's per-token rewards: Dense-Path REINFORCE with `beta` as KL coefficient.
 
-    As in TRL the KL term is part of the reward, here of each token's. TRL's one ratio a completion becomes
-    one a token, clipped as TRL clips; the loss is the mean over completions of the sum over tokens.
+    As in TRL, the KL term is part of the reward, but here of each token's reward. TRL has one ratio per
+    completion; here there is one per token, clipped as in TRL. The loss is the mean over completions of the
+    sum over tokens.
     """
 
     RULES = RLOO_RULES
@@ -61,8 +63,8 @@ class DensePathRLOOTrainer(DenseCredit, RLOOTrainer):  # type: ignore[misc]
         recorded, passes = self._logp_B_T or [], 2 if self.beta else 1
         if len(recorded) != passes:
             raise IntegrationError(
-                f"TRL scored what it generated {len(recorded)} times by models of its own; this adapter "
-                f"knows {passes}: the policy, and the reference where beta is set"
+                f"TRL scored its completions {len(recorded)} times with its own models, but this adapter "
+                f"expects {passes}: the policy, and the reference if beta is set"
             )
         if not self.beta:
             return None

@@ -1,9 +1,9 @@
-"""Dense rewards in verl: one reward a token, from the rollout to `token_level_rewards`.
+"""Dense rewards in verl: one reward per token, from the rollout to `token_level_rewards`.
 
-settings        what verl's config says of them, and what it must not say
-reward_manager  `DenseRewardManager`: scores the ids of a response, as verl holds them
-agent_loop      `DenseAgentLoopManager`: carries them out of the rollout, where verl carries one number
-function        `compute_score`: a custom reward function, the sum, of text
+settings        the settings for them in verl's config, and the settings that are refused
+reward_manager  `DenseRewardManager`: scores the ids of a response as verl has them
+agent_loop      `DenseAgentLoopManager`: returns all rewards from the rollout, where verl returns one number
+function        `compute_score`: a custom reward function that returns the sum for a text
 
 Nothing is imported here: verl loads each part by its name, in the process that needs it.
 """

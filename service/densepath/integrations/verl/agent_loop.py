@@ -1,4 +1,4 @@
-"""One reward a token out of the rollout, where verl's agent loop carries one number, on the last token."""
+"""Returns one reward per token from the rollout; verl's agent loop returns one number, on the last token."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ class DenseOutput(AgentLoopOutput):  # type: ignore[misc]  # verl carries no typ
     """A rollout whose `rm_scores` has the reward of each token."""
 
     reward_T: list[float] = Field(exclude=True)
-    """One for each response token; those that the policy did not choose are left out of `rm_scores`."""
+    """One per response token. In `rm_scores`, tokens that the policy did not choose have 0."""
 
     @classmethod
     def of(cls, output: AgentLoopOutput) -> Self:
-        """The same rollout, whose `reward_score` is a list of rewards; of the new one it is their sum.
+        """The same rollout. Its `reward_score` is a list of rewards; in the new one it is their sum.
 
         Raises:
-            InvalidRequestError: the agent loop has set a score of its own.
+            InvalidRequestError: the agent loop has set its own score.
         """
         if not isinstance(output.reward_score, list):
-            raise InvalidRequestError("the agent loop brings a reward of its own beside one reward a token")
+            raise InvalidRequestError(
+                "the agent loop has its own reward, which cannot be combined with one reward per token"
+            )
         reward_T = output.reward_score
         total = sum(r for r, chosen in zip(reward_T, output.response_mask, strict=True) if chosen)
         fields = {**vars(output), "reward_score": total, "reward_T": reward_T}
@@ -37,20 +39,23 @@ class DenseOutput(AgentLoopOutput):  # type: ignore[misc]  # verl carries no typ
         return dense
 
     def as_dict(self) -> dict[str, Any]:
-        """What goes to the trainer."""
+        """The fields that are sent to the trainer."""
         fields: dict[str, Any] = super().as_dict()
         fields["rm_scores"] = torch.tensor(self.reward_T) * fields["response_mask"]
         return fields
 
 
 def _worker_class() -> Any:
-    """verl's worker, with the reward manager's list in the place of its number, as a Ray actor class."""
-    # Ray forbids to inherit from an actor class, so this is from the class that verl's was made of. No import
-    # finds that one, so Ray pickles it by value; this one is local, so that it goes along.
+    """verl's worker as a Ray actor class, with the reward manager's list instead of its one number."""
+    # Ray forbids inheriting from an actor class, so this inherits from the class that verl's actor class was
+    # made from. That class cannot be imported, so Ray pickles it by value. This one is local, so it is
+    # pickled too.
     try:
         base: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
     except AttributeError as error:
-        raise IntegrationError("this adapter is made for verl 0.9.1 and Ray 2.60: not for these") from error
+        raise IntegrationError(
+            "this adapter needs verl 0.9.1 and Ray 2.60, but other releases are installed"
+        ) from error
 
     class DenseAgentLoopWorker(base):  # type: ignore[misc]
         async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ async def compute_score(
     url: str,
     **others: Any,
 ) -> dict[str, float]:
-    """The sum in nats, on the response's last token.
+    """The sum in nats, which verl puts on the response's last token.
 
-    verl gives a reward function text without special tokens, and no prompt. So the response is tokenised
-    again, its end-of-sequence token is not scored, and the prompt is `extra_info["messages"]`, which the
-    dataset must have. `DenseRewardManager` has none of these limits.
+    verl gives a reward function the text without special tokens, and no prompt. So the response is tokenised
+    again, its end-of-sequence token is not scored, and the prompt comes from `extra_info["messages"]`, which
+    the dataset must have. `DenseRewardManager` has none of these limits.
 
     Args:
         data_source: not used.
@@ -34,7 +34,7 @@ async def compute_score(
         others: not used.
 
     Raises:
-        InvalidItemError: no messages, or tools spoke among the response.
+        InvalidItemError: there are no messages, or the response contains the output of tools.
         DensepathError: the response has no score.
     """
     if extra_info.get("messages") is None:

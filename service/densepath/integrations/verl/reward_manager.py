@@ -13,18 +13,18 @@ from densepath.client import AsyncClient, Client
 from densepath.integrations.alignment import check_policy
 from densepath.integrations.verl.settings import check
 
-#: Seconds for a response's rewards, retries included: a service that restarts is back by then.
+#: Seconds for a response's rewards, retries included. This is enough for a restart of the service.
 DEADLINE = 600.0
 
 
 class DenseRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl carries no types
-    """A reward manager whose score of a response is a list: one reward, in nats, for each of its tokens.
+    """A reward manager whose score of a response is a list: one reward, in nats, per token.
 
-    What is scored are the token ids that verl holds; nothing is tokenised. All rewards are of the pair
-    version that is served at the start. A score that fails raises: verl logs why, and has no such rollout.
+    The token ids that verl has are scored, and nothing is tokenised. All rewards come from the pair version
+    that is served at the start. A failed score raises: verl logs the reason and drops the rollout.
 
     Raises:
-        InvalidRequestError: a setting that would sum or misplace rewards; the message says what to set.
+        InvalidRequestError: a setting would sum or misplace rewards; the message says what to set.
         AlignmentError: the policy's tokenizer is not the pair's.
         DensepathError: the service cannot be reached.
     """
@@ -48,11 +48,11 @@ class DenseRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl carri
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score the one response of `data`.
 
-        `reward_score` has a reward for each token of the response, 0 for one that the policy did not choose
-        where `data` has a `response_mask`.
+        `reward_score` has one reward per token of the response. If `data` has a `response_mask`, tokens that
+        the policy did not choose have 0.
 
         Raises:
-            ValueError: more responses than one.
+            ValueError: there is not exactly one response.
             DensepathError: the response has no score.
         """
         if len(data) != 1:
@@ -69,7 +69,7 @@ class DenseRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl carri
 
     @classmethod
     def assemble_rm_scores(cls, data: DataProto, scores: list[list[float]]) -> Tensor:
-        """`rm_scores`, float32 [B, T]: reward t on token t, 0 behind the last one."""
+        """`rm_scores`, float32 [B, T]: reward t on token t, and 0 after the last token."""
         rm_scores = torch.zeros_like(data.batch["responses"], dtype=torch.float32)
         for row, reward_T in zip(rm_scores, scores, strict=True):
             row[: len(reward_T)] = torch.tensor(reward_T)
@@ -77,7 +77,7 @@ class DenseRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl carri
 
 
 def _ids(data: DataProto) -> tuple[Tensor, Tensor, Tensor]:
-    """The prompt's ids, the response's, and which of the latter are scored; all int64, without padding."""
+    """The ids of the prompt and of the response, and the mask of scored tokens: int64, without padding."""
     batch = data.batch
     prompt, response, attention = (batch[name][0] for name in ("prompts", "responses", "attention_mask"))
     is_prompt, is_response = attention.bool().split([len(prompt), len(response)])
