@@ -137,7 +137,7 @@ def test_the_first_position_that_differs_is_named(client: Client) -> None:
     score = client.score([{"token_ids": IDS, "response_mask": MASK}], include=("tokens",))[0]
     with pytest.raises(AlignmentError, match=r"token_ids\[4\] is 11, but the service scored 10 there"):
         check_sample([1, 7, 8, 9, 11], MASK, score)
-    with pytest.raises(AlignmentError, match="response_mask: it is another"):
+    with pytest.raises(AlignmentError, match="response_mask: it differs from"):
         check_sample(IDS, [0, 0, 1, 1, 1], score)
     with pytest.raises(InvalidItemError, match="include"):
         check_sample(IDS, MASK, client.score([{"token_ids": IDS, "response_mask": MASK}])[0])
