@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 def cache_directory(name: str) -> Path:
-    """`$XDG_CACHE_HOME/densepath/NAME`, or `~/.cache/densepath/NAME` where that is not set."""
+    """`$XDG_CACHE_HOME/densepath/NAME`, or `~/.cache/densepath/NAME` if that variable is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densepath" / name
 
 
@@ -19,7 +19,7 @@ def cache_directory(name: str) -> Path:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which becomes `path` when the block ends without an error.
 
-    A reader sees the old file or the new one, also after a crash, and whoever else writes it meanwhile.
+    A reader sees either the old file or the new one, even after a crash or if several processes write it.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:

@@ -1,8 +1,8 @@
 """LoRA adapters as PEFT saves them: merged once into their base model, in the cache.
 
-An adapter is read as a checkpoint: `whole_checkpoint` gives the directory of the merged model, which is then
-like any other. Its name in the cache is made of the contents of base and adapter, so that neither can change
-without a new merge.
+`whole_checkpoint` returns the directory of the merged model, which is then used like any other checkpoint.
+Its name in the cache is derived from the contents of base and adapter, so a change of either causes a new
+merge.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Say = Callable[[str], None]
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and no model of its own."""
+    """Whether a directory holds an adapter and not a whole model."""
     return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").exists()
 
 
 def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
-    """The directory itself, or that of the merged model where it is an adapter.
+    """The directory itself or, if it is an adapter, the directory of the merged model.
 
-    `base` is the base model of an adapter; None takes the one that its config names. `say` is called before a
-    merge and after it. Raises InvalidRequestError where the base model is not here, and InvalidPairError
-    where the adapter cannot be merged.
+    `base` is the base model of an adapter. None takes the one that its config names. `say` is called before
+    and after a merge. Raises InvalidRequestError if the base model is not on this machine, and
+    InvalidPairError if the adapter cannot be merged.
     """
     if not is_adapter(directory):
         return directory
@@ -115,7 +115,7 @@ def _version(package: str) -> str | None:
 
 
 def _merge(directory: Path, base: Path, target: Path) -> None:
-    """In a child process, so that the memory of the model is free again."""
+    """Merge in a child process, so that the memory of the model is free again afterwards."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -132,7 +132,7 @@ def _merge(directory: Path, base: Path, target: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # The kernel drops the lock with the process: a killed merge locks nobody out.
+    # The kernel releases the lock when the process ends, so a killed merge never blocks others.
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

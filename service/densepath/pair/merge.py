@@ -1,7 +1,7 @@
-"""`python -m densepath.pair.merge ADAPTER BASE TARGET`: a LoRA adapter merged into its base model by peft.
+"""`python -m densepath.pair.merge ADAPTER BASE TARGET`: merges a LoRA adapter into its base model with peft.
 
 The merged model computes what peft computes without merging, up to the rounding of the base model's dtype.
-The last line of standard error has the reason where it cannot.
+If the merge fails, the last line of standard error has the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-#: A shard is written at once, so this bounds the memory beside the model.
+#: Each shard is written in one piece, so this limits the memory that is needed besides the model.
 _SHARD_SIZE = "200MB"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -20,7 +20,7 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 def merge(adapter: Path, base: Path, target: Path) -> None:
     """Write the merged model and its tokenizer to `target`.
 
-    The tokenizer is the adapter's, if it was saved with one, else the base model's. Raises ValueError where
+    The tokenizer is the adapter's if it was saved with one, or else the base model's. Raises ValueError if
     the adapter does not fit the base model.
     """
     from peft import PeftConfig, PeftModel
@@ -56,7 +56,7 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
 
 
 def _untie(model: Any, tensors: set[str]) -> None:
-    """Separate tied embeddings where the adapter changes one of the two: it leaves the other as it was."""
+    """Separate tied embeddings if the adapter changes one of them, because the other must stay unchanged."""
     import torch
 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -79,7 +79,7 @@ def _names(tuned: Any, *, embeddings: bool) -> set[str]:
 def _main() -> None:
     try:
         merge(*map(Path, sys.argv[1:4]))
-    except Exception as error:  # a library may raise anything: its words are the reason
+    except Exception as error:  # a library may raise anything; its message is the reason
         words = " ".join(str(error).split()) or type(error).__name__
         print(words[:600], file=sys.stderr)
         sys.exit(1)
