@@ -42,4 +42,4 @@ def test_the_server_leaves_its_signals_to_one_method() -> None:
 
 
 def test_the_server_ends_by_should_exit() -> None:
-    assert uvicorn.Server(uvicorn.Config(lambda: None)).should_exit is False
+    assert uvicorn.Server(uvicorn.Config(lambda: None, log_config=None)).should_exit is False
