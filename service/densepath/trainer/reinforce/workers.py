@@ -77,5 +77,8 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # Together: a process that leaves the group while another still uses it can end that one.
+        if kind is None and self.count > 1 and distributed.is_initialized():
+            self.wait()
         self.close()
