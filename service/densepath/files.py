@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,31 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file as `whole_file` does."""
     with whole_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `directory` when the block ends without an error.
+
+    One process at a time: what an earlier one left unfinished is removed.
+    """
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        commit_directory(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process has the lock file at `path`, and hold it inside the block."""
+    # The kernel releases the lock when the process ends, so a killed process never blocks others.
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def commit_directory(partial: Path, directory: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import densepath.pair.weights
 from checkpoints import make_checkpoint, make_tokenizer
 from densepath.engine.transformers import load_model
 from densepath.errors import InvalidPairError, InvalidRequestError
@@ -106,6 +107,22 @@ def test_base_and_adapter_are_a_pair_and_are_merged_once(tmp_path: Path, cache: 
     assert (
         pair.version != load_pair(merged, whole_checkpoint(half, None, NOWHERE), cache_dir=tmp_path).version
     )
+
+
+def test_weights_are_not_read_again_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_checkpoint(tmp_path / "base", seed=1)
+    adapter = make_adapter(tmp_path / "adapter", base, r=4)
+    real, read = densepath.pair.weights.scan_file, []
+    monkeypatch.setattr(
+        densepath.pair.weights, "scan_file", lambda path, *rest: read.append(path.name) or real(path, *rest)
+    )
+    merged = whole_checkpoint(adapter, None, NOWHERE)
+    assert sorted(read) == [WEIGHTS, "model.safetensors"]
+    assert whole_checkpoint(adapter, None, NOWHERE) == merged
+    load_pair(merged, base)  # of the base, the digest is known already
+    assert sorted(read) == [WEIGHTS, "model.safetensors", "model.safetensors"]
 
 
 def test_a_changed_base_or_adapter_is_merged_anew(tmp_path: Path) -> None:

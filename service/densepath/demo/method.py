@@ -30,7 +30,7 @@ from densepath.demo.show import stage_bars
 from densepath.demo.task import Example, draw, held_out
 from densepath.demo.verdict import Compared, compare, evaluation_table
 from densepath.errors import InternalError
-from densepath.files import commit_directory
+from densepath.files import whole_directory
 from densepath.pair import runs
 from densepath.rewards.kl import KL_COEFFICIENT
 from densepath.trainer import run_files
@@ -93,12 +93,8 @@ def pretrain(directory: Path, recipe: Recipe, say: Console) -> None:
         return
     from densepath.demo.builder import build_base_into
 
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    with stage_bars(say) as progress:
+    with whole_directory(directory) as partial, stage_bars(say) as progress:
         build_base_into(partial, recipe, progress)
-    commit_directory(partial, directory)
 
 
 def write_files(directory: Path, recipe: Recipe) -> dict[str, Path]:

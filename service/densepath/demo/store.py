@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from densepath.demo.recipe import REFERENCE_BASE, REFERENCE_HALF, SFT, ProgressFn, Recipe
 from densepath.demo.task import Example
-from densepath.files import cache_directory, commit_directory
+from densepath.files import cache_directory, locked, whole_directory
 
 MANIFEST = "manifest.json"
 
@@ -49,19 +46,13 @@ def build(directory: Path, progress: ProgressFn, recipe: Recipe | None = None) -
     if demo := read(directory, recipe):
         return demo
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(_sibling(directory, "lock")):
+    with locked(directory.with_name(f".{directory.name}.lock")):
         if demo := read(directory, recipe):
             return demo
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise FileExistsError("the demo's directory holds something else: it must be empty or not exist")
-        partial = _sibling(directory, "partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
+        with whole_directory(directory) as partial:
             _fill(partial, recipe, progress)
-            commit_directory(partial, directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     demo = read(directory, recipe)
     assert demo is not None  # noqa: S101  (it has just been written)
     return demo
@@ -96,15 +87,3 @@ def _fill(folder: Path, recipe: Recipe, progress: ProgressFn) -> None:
         "measurements": measurements,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _sibling(directory: Path, kind: str) -> Path:
-    return directory.with_name(f".{directory.name}.{kind}")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The kernel releases the lock when the process ends, so a killed build never blocks others.
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -7,22 +7,21 @@ merge.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from densepath.errors import InvalidPairError, InvalidRequestError
-from densepath.files import cache_directory, commit_directory
-from densepath.pair.checkpoint import ADAPTER_CONFIG, fingerprint
+from densepath.files import cache_directory, locked, whole_directory
+from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint
+from densepath.pair.identity import identify_all
+from densepath.pair.weights import cached_scan, read_tensors
+from densepath.versions import installed_versions
 
 WEIGHTS = "adapter_model.safetensors"
 _PACKAGES = ("peft", "torch", "transformers", "densepath")
@@ -31,7 +30,7 @@ Say = Callable[[str], None]
 
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter and not a whole model."""
-    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").exists()
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / CONFIG).exists()
 
 
 def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
@@ -56,7 +55,7 @@ def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
         )
     target = cache_directory("merged") / f"{directory.resolve().name}-{_key(directory, base)}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_name(f".{target.name}.lock")):
+    with locked(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
             say(f"merging the adapter {directory} into its base model {base}, once")
             _merge(directory, base, target)
@@ -85,7 +84,7 @@ def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path
     if base is None and not named:
         raise InvalidRequestError(f"{directory} is an adapter that names no base model: give it by --base")
     found = base or Path(str(named))
-    if not (found / "config.json").is_file():
+    if not (found / CONFIG).is_file():
         hint = "--base must be the directory of a whole model" if base else "give its directory by --base"
         raise InvalidRequestError(
             f"{directory} is an adapter, and its base model {found} is not a model directory here: {hint}"
@@ -96,43 +95,26 @@ def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path
 def _key(directory: Path, base: Path) -> str:
     """The fingerprint of everything that decides the merged model."""
     files = {
-        side: {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        side: {name: _digest(folder / name) for name in sorted(identify_all(folder))}
         for side, folder in (("base", base), ("adapter", directory))
     }
-    return fingerprint({"files": files, "packages": {name: _version(name) for name in _PACKAGES}})
+    return fingerprint({"files": files, "packages": installed_versions(_PACKAGES)})
 
 
 def _digest(path: Path) -> str:
+    """The SHA-256 of a file. That of weights is cached, as for any checkpoint."""
+    tensors = read_tensors(path, lambda *_: None) if path.suffix == ".safetensors" else None
+    if tensors is not None:
+        return cached_scan(path, tensors, cache_directory("weights"), lambda _: None).digest
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _merge(directory: Path, base: Path, target: Path) -> None:
     """Merge in a child process, so that the memory of the model is free again afterwards."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with whole_directory(target) as partial:
         command = [sys.executable, "-m", "densepath.pair.merge", str(directory), str(base), str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise InvalidPairError(f"the adapter {directory} cannot be merged into {base}: {lines[-1]}")
-        commit_directory(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The kernel releases the lock when the process ends, so a killed merge never blocks others.
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -12,9 +12,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from densepath.pair.adapters import WEIGHTS
+from densepath.pair.tokenizer_files import FILES, TOKENIZER
+
 #: Each shard is written in one piece, so this limits the memory that is needed besides the model.
 _SHARD_SIZE = "200MB"
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def merge(adapter: Path, base: Path, target: Path) -> None:
@@ -35,7 +37,7 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
         raise ValueError(
             "it trains biases, which are not merged; merge it yourself and give the merged model"
         )
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+    with safe_open(adapter / WEIGHTS, "pt") as file:
         given = set(file.keys())
     _untie(model, given)
     with warnings.catch_warnings():
@@ -49,8 +51,8 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
         )
     merged = tuned.merge_and_unload(safe_merge=True)
     merged.save_pretrained(target, max_shard_size=_SHARD_SIZE)
-    source = adapter if (adapter / "tokenizer.json").is_file() else base
-    for path in (*(source / name for name in _TOKENIZER), *source.glob("chat_template*")):
+    source = adapter if (adapter / TOKENIZER).is_file() else base
+    for path in (*(source / name for name in FILES), *source.glob("chat_template*")):
         if path.is_file():
             shutil.copy(path, target)
 

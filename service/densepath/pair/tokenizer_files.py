@@ -18,7 +18,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 REMOTE_CODE = "has an auto_map: remote code is never run, so the checkpoint must load without it"
 
 #: The files that decide ids.
-_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
+FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 _ADDED = "added tokens"
 #: Texts chosen so that two different tokenizers with the same vocabulary split at least one of them
 #: differently.
@@ -138,7 +138,7 @@ def _identity(tokenizer: Any, directory: Path) -> TokenizerIdentity:
 
 def _digest(directory: Path) -> str:
     digest = hashlib.sha256()
-    for name in _FILES:
+    for name in FILES:
         path = directory / name
         content = path.read_bytes() if path.is_file() else b""
         digest.update(f"{name} {path.is_file()} {len(content)}\n".encode() + content)

