@@ -14,8 +14,10 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from densepath.garbage import collect_rarely
 from live import Demo, Service, start, stop, wait_ready
 
+collect_rarely()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # vLLM's `LLM` runs in this process; its AsyncLLM never does.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -62,7 +62,7 @@ def start(
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start the service; it may not be ready yet."""
     port = port or free_port()
-    command = [str(python), "-m", "densepath", "serve", "--port", str(port), *map(str, options)]
+    command = [str(Path(python).with_name("densepath")), "serve", "--port", str(port), *map(str, options)]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(env or {})})
     return process, f"http://127.0.0.1:{port}"

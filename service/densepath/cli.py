@@ -13,12 +13,14 @@ import densepath
 from densepath.commands.settings import CheckSettings, ScoreSettings, ServeSettings
 from densepath.config import ENVIRONMENT, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
+from densepath.garbage import collect_rarely
 from densepath.score.formats import ScoreFileError
 from densepath.trainer.errors import TrainerError
 from densepath.trainer.evaluate.settings import EvalSettings, ProbeSettings
 from densepath.trainer.reinforce.settings import TrainSettings
 from densepath.trainer.sft.settings import SftSettings
 
+collect_rarely()  # here, because the processes that vLLM spawns import this module first
 app = typer.Typer(
     name="densepath",
     help="Dense rewards from two checkpoints of one SFT run.",

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.errors import InvalidPairError
+from densepath.garbage import collect_rarely
 from densepath.sequences import Sequence
 
 if TYPE_CHECKING:
@@ -245,5 +246,6 @@ def _end_with_service() -> None:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     threading.Thread(target=_end_with_service, daemon=True).start()
     _run(Path(sys.argv[1]))

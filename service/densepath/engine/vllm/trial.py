@@ -18,6 +18,7 @@ from typing import Any
 
 from densepath.config import EngineOptions
 from densepath.engine.vllm.arguments import engine_arguments
+from densepath.garbage import collect_rarely
 
 
 def try_pair(
@@ -87,4 +88,5 @@ def _build(arguments: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     _main()
