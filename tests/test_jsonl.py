@@ -36,7 +36,7 @@ def test_a_line_that_is_still_being_written_is_left_out_where_that_is_asked_for(
         (b'{"a": secret}', "is not JSON: Expecting value at character 7"),
         (b'{"a": "\xff"}', "is not JSON: it is not UTF-8"),
         (b'{"a": NaN}', "is not JSON: NaN is not a JSON number"),
-        (b"[" * 100_000, "is not JSON: it is nested too deep"),
+        (b"[" * 100_000, "is not JSON: it is nested too deeply"),
         (b"[1]", "is not a JSON object"),
     ],
 )

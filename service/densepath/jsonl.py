@@ -1,7 +1,7 @@
 """JSONL files: a JSON object on each line, UTF-8.
 
 Lines end at a line feed byte alone. Inside a string, JSON allows U+2028, U+0085 and other characters at which
-`str.splitlines` would cut. Blank lines are skipped, and counted.
+`str.splitlines` would cut. Blank lines are skipped, but they count in line numbers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from densepath.errors import InvalidRequestError
 def read_objects(path: Path, *, growing: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each line, from 1 on, and its object.
 
-    `growing`: the file may still be written, or its writer was killed. A last line that has no line feed yet
-    is left out.
+    Set `growing` if the file may still be written, or if its writer was killed. A last line that has no line
+    feed yet is then left out.
 
     Raises InvalidRequestError, with the file and the line number, for a line that is not a JSON object;
-    OSError where the file cannot be read.
+    OSError if the file cannot be read.
     """
     for number, line in read_lines(path):
         if line.endswith(b"\n") or not growing:
@@ -35,7 +35,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """The object on line `number` of `path`. Raises InvalidRequestError, with both, where it is none."""
+    """The object on line `number` of `path`. Raises InvalidRequestError, which names both, if it is none."""
     try:
         found = json.loads(line, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -55,4 +55,4 @@ def _reason(error: ValueError | RecursionError) -> str:
         return f"{error.msg} at character {error.pos + 1}"
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
-    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

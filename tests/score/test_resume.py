@@ -282,7 +282,7 @@ def test_a_partial_file_of_something_else_is_refused(
     before = partial(target).read_bytes()
     if change:
         change(source)
-    with pytest.raises(ScoreFileError, match=f"belongs to another {said}: remove it"):
+    with pytest.raises(ScoreFileError, match=f"was made with a different {said}: remove it"):
         score_file(source, target, scorer, **{"model_version": "v1"} | options)
     assert scorer.chunks == []
     if not change:

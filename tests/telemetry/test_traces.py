@@ -228,8 +228,8 @@ def test_a_collector_that_is_away_is_one_line(pair_dirs: tuple[Path, Path], tmp_
     serve_fake(pair_dirs, tmp_path / "log", env | {"OTEL_BSP_SCHEDULE_DELAY": "20"})
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
     events = [json.loads(line)["event"] for line in lines]
-    assert events.count("traces_are_not_taken") == 1
-    assert set(events) == {"ready", "request", "draining", "traces_are_not_taken"}
+    assert events.count("traces_are_not_accepted") == 1
+    assert set(events) == {"ready", "request", "draining", "traces_are_not_accepted"}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_traces_that_are_asked_for_and_not_installed_are_an_error(
 def test_a_variable_that_makes_no_sense_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLES[0], "http://collector:4318")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1000000")  # over the queue's size
-    with pytest.raises(InvalidRequestError, match="OpenTelemetry refuses a variable of its own"):
+    with pytest.raises(InvalidRequestError, match="OpenTelemetry rejects one of its environment"):
         open_traces()
 
 

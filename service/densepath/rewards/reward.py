@@ -18,8 +18,8 @@ Float32 = NDArray[np.float32]
 def rewards(logp_sft_T: Float32, logp_reference_T: Float32) -> Float32:
     """r_t = log p_sft(y_t | y_<t) − log p_reference(y_t | y_<t), float32 [T], in nats (Eq. 5).
 
-    Raises NonFiniteScoreError when a log-probability is NaN or infinite, or so large that rewards or their
-    returns would be: a failed score is never a number.
+    Raises NonFiniteScoreError if a log-probability is NaN or infinite, or so large that a reward or a return
+    would be infinite. A failed score is never a number.
     """
     for name, logp_T in (("sft", logp_sft_T), ("reference", logp_reference_T)):
         finite_T = np.isfinite(logp_T)
@@ -30,8 +30,8 @@ def rewards(logp_sft_T: Float32, logp_reference_T: Float32) -> Float32:
             )
     with np.errstate(over="ignore"):
         reward_T = (logp_sft_T - logp_reference_T).astype(np.float32)
-    if np.sum(np.abs(reward_T), dtype=np.float64) > np.finfo(np.float32).max:  # no return is larger than that
-        raise NonFiniteScoreError("the rewards are beyond float32, so this item has none")
+    if np.sum(np.abs(reward_T), dtype=np.float64) > np.finfo(np.float32).max:  # no return is larger than this
+        raise NonFiniteScoreError("the rewards are too large for float32, so this item has no rewards")
     return reward_T
 
 
@@ -43,7 +43,8 @@ def returns(reward_T: Float32, gamma: float) -> Float32:
 def returns_to_go(reward_T: NDArray[np.floating], gamma: float) -> NDArray[np.float64]:
     """G_t = r_t + gamma G_{t+1} along the last axis, float64.
 
-    Also for several responses, [N, T]: padded on the right with rewards of 0, their returns are 0 there too.
+    It also takes several responses, [N, T], padded on the right with rewards of 0. Their returns are 0 there
+    too.
     """
     if gamma == 0.0:
         return reward_T.astype(np.float64)
@@ -57,5 +58,5 @@ def returns_to_go(reward_T: NDArray[np.floating], gamma: float) -> NDArray[np.fl
 
 
 def total(reward_T: Float32) -> float:
-    """The item's sum, in nats, accumulated in float64."""
+    """The sum of the item's rewards, in nats, accumulated in float64."""
     return float(np.sum(reward_T, dtype=np.float64))

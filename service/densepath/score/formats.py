@@ -21,23 +21,23 @@ from densepath.wire import pack_answer
 Item = dict[str, Any]
 
 _ROWS = 1024
-_SAFETENSORS_METADATA_BYTES = 90_000_000  # the format's header ends at 100 MB
+_SAFETENSORS_METADATA_BYTES = 90_000_000  # the format allows a header of 100 MB
 _FLOATS = ("rewards", "sft_logprobs", "reference_logprobs", "returns")
 
 
 class ScoreFileError(ValueError):
-    """A file that cannot be read, resumed or written. The message describes what to do."""
+    """A file that cannot be read, resumed or written. The message says what to do."""
 
 
 def count_items(source: Path) -> int:
-    """How many items the input has."""
+    """The number of items in the input."""
     if source.suffix == ".parquet":
         return int(_arrow().parquet.ParquetFile(source).metadata.num_rows)
     return sum(1 for _ in read_lines(source))
 
 
 def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
-    """The items in order. A line that is not a JSON object becomes an error in its place."""
+    """The items in order. A line that is not a JSON object is replaced by an error."""
     if source.suffix == ".parquet":
         for batch in _arrow().parquet.ParquetFile(source).iter_batches(batch_size=_ROWS):
             yield from (without_nulls(row) for row in batch.to_pylist())
@@ -63,10 +63,10 @@ def write_parquet(results: Iterable[Result], target: BinaryIO) -> None:
 
 
 def write_safetensors(results: Iterable[Result], target: BinaryIO) -> None:
-    """Write the form of the service's safetensors answer: arrays, and the rest of the results as metadata.
+    """Write arrays, with the rest of the results as metadata, as in the service's safetensors answer.
 
     Raises:
-        ScoreFileError: more metadata than the format holds.
+        ScoreFileError: there is more metadata than the format allows.
     """
     items: list[Result] = []
     parts: dict[str, list[Any]] = {name: [] for name in _FLOATS}
@@ -92,11 +92,11 @@ _READABLE = (".jsonl", ".parquet")
 
 
 def check_formats(source: Path, target: Path) -> None:
-    """Refuse suffixes that are not known, and Parquet without pyarrow, before there is work to lose."""
+    """Refuse unknown suffixes, and Parquet without pyarrow, before any work is done."""
     if source.suffix not in _READABLE:
-        raise ScoreFileError(f"the input must be one of {', '.join(_READABLE)}")
+        raise ScoreFileError(f"the suffix of the input must be one of {', '.join(_READABLE)}")
     if target.suffix not in WRITERS:
-        raise ScoreFileError(f"the output must be one of {', '.join(WRITERS)}")
+        raise ScoreFileError(f"the suffix of the output must be one of {', '.join(WRITERS)}")
     if ".parquet" in (source.suffix, target.suffix):
         _arrow()
 
@@ -119,7 +119,7 @@ def without_nulls(value: Any) -> Any:
 
 def _json(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"[{','.join(map(str, value))}]"  # a float32's digits; `tolist` would give those of a float64
+        return f"[{','.join(map(str, value))}]"  # float32 digits; `tolist` would give those of a float64
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
@@ -128,7 +128,7 @@ def _metadata(items: list[Result]) -> dict[str, object]:
     text = json.dumps(items)
     # Within the header it is JSON inside JSON: quotes and backslashes are escaped once more.
     if len(text) + text.count('"') + text.count("\\") > _SAFETENSORS_METADATA_BYTES:
-        raise ScoreFileError("these results are too many for one .safetensors file: name a .parquet output")
+        raise ScoreFileError("there are too many results for one .safetensors file: give a .parquet output")
     return {"object": "rewards", "model_version": versions[0] if versions else None, "items": items}
 
 

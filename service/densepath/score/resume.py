@@ -1,8 +1,9 @@
-"""What `densepath score` does: a file of items in, a file of scores out, resumed where it stopped.
+"""What `densepath score` does: it writes the scores of a file of items, and resumes where it stopped.
 
-The items are read in chunks, so the input may be larger than memory. Each result goes at once to
-`OUT.partial`, whose first record says what it belongs to. After a crash the same call continues behind the
-last whole record; at the end the results become OUT, and the partial file is removed.
+The items are read in chunks, so the input may be larger than memory. Each result is written to `OUT.partial`
+at once. The first record of that file says which input, options and pair version it belongs to. After a
+crash, the same call continues after the last complete record. At the end the results are written to OUT, and
+the partial file is removed.
 """
 
 from __future__ import annotations
@@ -69,23 +70,25 @@ def score_file(
     progress: Callable[[int, int], None] = lambda done_items, total_items: None,
     on_score: Callable[[Score], None] = lambda score: None,
 ) -> Counts:
-    """Score every item of `source` into `target`; their suffixes say the formats.
+    """Score every item of `source` into `target`; their suffixes give the formats.
 
-    An item that cannot be read or scored becomes a result with an error and no number; the others go on.
-    A result is the contract's item of an answer, with its `model_version`.
+    An item that cannot be read or scored becomes a result with an error and no number; the others are still
+    scored. A result is an item of the service's answer, with its `model_version`.
 
     Args:
-        source: .jsonl (an item a line, blank lines aside) or .parquet (a column a field, null is absent).
+        source: .jsonl (one item per line; blank lines are skipped) or .parquet (one column per field; null
+            means that the field is absent).
         target: .jsonl, .parquet or .safetensors (built in memory); it must not exist.
         score_chunk: scores at most CHUNK_ITEMS items with on_error "item", this `include` and this `gamma`.
         model_version: the pair version that every result must come from.
-        include: of "logprobs", "returns" and "tokens", as in a request.
-        gamma: of the returns.
-        progress: called with the items that are done and all items, at the start and after each chunk.
+        include: any of "logprobs", "returns" and "tokens", as in a request.
+        gamma: the discount of the returns.
+        progress: called with the numbers of finished items and of all items, at the start and after each
+            chunk.
         on_score: called with each score as it is written, numbered as in the file.
 
     Raises:
-        ScoreFileError: a suffix that is not known, a target that exists, or a partial file of another input,
+        ScoreFileError: an unknown suffix, a target that exists, or a partial file of another input,
             of other options or of another pair version.
         ModelVersionMismatchError: `score_chunk` scored with another pair version.
         DensepathError: what `score_chunk` raises; the results so far stay in the partial file.
@@ -123,22 +126,22 @@ def _belonging(source: Path, model_version: str, include: Sequence[str], gamma: 
 
 
 def _resume(results: BinaryIO, partial: Path, belonging: dict[str, object]) -> Counts:
-    """Count the results that are there, and cut off the record that a kill left unfinished.
+    """Count the results that are there, and remove a last record that is incomplete after a kill.
 
     Raises:
-        ScoreFileError: they belong to something else.
+        ScoreFileError: the results belong to another input, other options or another pair version.
     """
     results.seek(0)
     records = read_records(results)
     first = next(records, None)
-    if first is None:  # new, or killed before the first record was whole
+    if first is None:  # new, or killed before the first record was complete
         results.truncate(0)
         append_record(results, belonging)
         return Counts()
     other = [name for name, value in belonging.items() if first.get(name) != value]
     if other:
         raise ScoreFileError(
-            f"{partial} belongs to another {' and '.join(other)}: remove it to score from the start"
+            f"{partial} was made with a different {' and '.join(other)}: remove it to score from the start"
         )
     counts, end = Counts(), results.tell()
     for result in records:
@@ -180,7 +183,7 @@ def _result(score: Score, model_version: str) -> Result:
 
 
 def _finish(partial: Path, target: Path) -> None:
-    """Write the target as a whole, and only then remove the partial file."""
+    """Write the complete target, and only then remove the partial file."""
     with partial.open("rb") as results, whole_file(target) as file:
         records = read_records(results)
         next(records)  # it says what the results belong to

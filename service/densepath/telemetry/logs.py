@@ -11,8 +11,8 @@ import structlog
 def configure_logs(level: int = logging.INFO) -> None:
     """JSON lines with a time stamp; control characters are escaped by JSON itself.
 
-    What libraries say through `logging` becomes such a line too, from warnings on. All lines go out through
-    `logging`: one that can't be written never fails the request that it is about.
+    Warnings and errors that libraries log become such lines too. All lines are written through `logging`, so
+    that a line that cannot be written never makes a request fail.
     """
     before: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

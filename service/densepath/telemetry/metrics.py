@@ -1,4 +1,4 @@
-"""The service's metrics. No label holds what a client sent: routes are templates, the rest enumerations."""
+"""The service's metrics. No label holds text of a client: routes are templates, other labels enumerations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class ArrayHistogram(Collector):
-    """A histogram that observes a whole array at once. That of prometheus_client takes one value per call.
+    """A histogram that observes a whole array at once. prometheus_client's takes one value per call.
 
-    Rewards may be negative, so their sum is no counter and is left out, as OpenMetrics has it. With `kinds`
-    there is a histogram for each value of the label `kind`.
+    Rewards may be negative, so their sum is not a counter. It is left out, as OpenMetrics requires. With
+    `kinds` there is one histogram for each value of the label `kind`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ArrayHistogram(Collector):
 
     def observe(self, values: NDArray[np.float32 | np.int64], kind: str = "") -> None:
         """Count the finite values of an array of any shape."""
-        bucket = np.searchsorted(self._edges, values, side="left")  # a bucket holds its upper edge
+        bucket = np.searchsorted(self._edges, values, side="left")  # a bucket includes its upper edge
         self._counts[kind] += np.bincount(bucket.ravel(), minlength=len(self._edges) + 1)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
@@ -81,13 +81,14 @@ class Metrics:
         )
         self.tokens = Counter(
             "densepath_tokens",
-            "Tokens of answered items: context (prompt), of it from the cache (cached), scored (response)",
+            "Tokens of answered items, by kind: prompt (context), cached (the part of the context that came "
+            "from the cache), response (scored)",
             ["kind"],
             registry=registry,
         )
         self.sequence_tokens = ArrayHistogram(
             "densepath_sequence_tokens",
-            "Tokens of each scored sequence: context (prompt), scored (response)",
+            "Tokens of each scored sequence, by kind: prompt (context), response (scored)",
             LENGTH_EDGES,
             registry,
             kinds=("prompt", "response"),
@@ -96,7 +97,9 @@ class Metrics:
             "densepath_queued_tokens", "Tokens admitted and not yet answered", registry=registry
         )
         self.max_queued_tokens = Gauge(
-            "densepath_max_queued_tokens", "Tokens over which requests are refused", registry=registry
+            "densepath_max_queued_tokens",
+            "Largest number of queued tokens; requests beyond it are refused",
+            registry=registry,
         )
         self.running_sequences = Gauge(
             "densepath_running_sequences", "Sequences in the engine", registry=registry
@@ -118,26 +121,26 @@ class Metrics:
         )
         self.pair_info = Gauge(
             "densepath_pair_info",
-            "The served pair, and whether its engine was held against transformers; always 1",
+            "The served pair, and whether its engine was compared with transformers; the value is always 1",
             ["model", "version", "verified"],
             registry=registry,
         )
         self.score_noise = Gauge(
             "densepath_score_noise",
-            "Largest difference of the engine from itself on the same sequences: alone, together, cold and "
-            "cached; in nats, NaN where it was not measured",
+            "Largest difference, in nats, between the engine's scores of the same sequences: scored alone or "
+            "together, with a cold or a warm cache; NaN if it was not measured",
             registry=registry,
         )
         self.score_noise.set(math.nan)
         self.engine_up = Gauge("densepath_engine_up", "1 while the engine can answer", registry=registry)
-        # From 0 on, or the first of a kind is no increase to Prometheus.
+        # Each series starts at 0, so that Prometheus sees its first count as an increase.
         for kind in ("prompt", "cached", "response"):
             self.tokens.labels(kind)
         for code in BY_CODE:
             self.rejections.labels(code)
 
     def show_verdict(self, model: str, version: str, verdict: Verdict) -> None:
-        """Put the served pair and what its verification found into the metrics."""
+        """Record the served pair and the result of its verification."""
         self.pair_info.labels(model, version, "yes" if verdict.verified else "no").set(1)
         if verdict.noise is not None:
             self.score_noise.set(verdict.noise)
@@ -145,7 +148,7 @@ class Metrics:
     def count_tokens(
         self, prompt_N: NDArray[np.int64], response_N: NDArray[np.int64], *, cached: int
     ) -> None:
-        """Count the tokens of one answer's sequences: of each, the context and the scored ones."""
+        """Count the context tokens and the scored tokens of each sequence of one answer."""
         for kind, tokens_N in (("prompt", prompt_N), ("response", response_N)):
             self.tokens.labels(kind).inc(int(tokens_N.sum()))
             self.sequence_tokens.observe(tokens_N, kind)

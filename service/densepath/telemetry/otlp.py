@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import densepath
 
-#: Seconds for the last batch at the end, also if the collector does not answer.
+#: The longest time to send the last batch in, seconds, even if the collector does not answer.
 CLOSE_SECONDS = 2.0
 
 log = structlog.get_logger()
@@ -30,17 +30,17 @@ class Collected:
         )
         self._provider.add_span_processor(BatchSpanProcessor(_QuietExporter(exporter)))
         self.tracer = self._provider.get_tracer("densepath", densepath.__version__)
-        # It logs every failed attempt to reach a collector. _QuietExporter logs it once.
+        # OpenTelemetry logs every failed attempt to reach a collector. _QuietExporter logs only the first.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
     @classmethod
     def by_environment(cls) -> Collected:
-        """To the collector of OpenTelemetry's variables. Raises ValueError where one makes no sense."""
+        """Send to the collector that OpenTelemetry's variables name. Raises ValueError if one is invalid."""
         return cls(OTLPSpanExporter())
 
     def close(self) -> None:
-        """Send what is left, within CLOSE_SECONDS."""
-        # The provider's own end waits for 30 seconds.
+        """Send the remaining spans, within CLOSE_SECONDS."""
+        # The provider's own shutdown may take 30 seconds.
         last = threading.Thread(target=self._provider.shutdown, name="traces-close", daemon=True)
         last.start()
         last.join(CLOSE_SECONDS)
@@ -57,7 +57,7 @@ class _QuietExporter(SpanExporter):
         taken = result is SpanExportResult.SUCCESS
         if taken != self._taken:
             self._taken = taken
-            log.warning("traces_are_taken_again" if taken else "traces_are_not_taken")
+            log.warning("traces_are_accepted_again" if taken else "traces_are_not_accepted")
         return result
 
     def shutdown(self) -> None:

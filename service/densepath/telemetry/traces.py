@@ -65,7 +65,7 @@ class Span:
             self._span.set_status(StatusCode.ERROR)
 
     def _failed(self, error: BaseException) -> None:
-        """The error's code or class, and never its message."""
+        """Record the error's code or class, and never its message."""
         match error:
             case DensepathError():
                 kind, ours = error.code, error.status >= 500
@@ -78,19 +78,19 @@ class Span:
             self._span.set_status(StatusCode.ERROR)
 
 
-#: Instead of a span, for requests that shall have none.
+#: Used instead of a span for requests that have none.
 NO_SPAN = nullcontext(Span(trace.INVALID_SPAN))
 
 
 class Traces:
     """The traces of one service: with a tracer they are on, without one they are off.
 
-    `close` sends what is left, for a bounded time.
+    `close` sends the remaining spans, within a limited time.
     """
 
     def __init__(self, tracer: trace.Tracer | None = None, close: Callable[[], None] = lambda: None) -> None:
         self._tracer = tracer or trace.NoOpTracer()
-        # Without a tracer a request continues no trace, so its log lines name none.
+        # Without a tracer, a request continues no trace, and its log lines have no trace id.
         self._propagator = TraceContextTextMapPropagator() if tracer else CompositePropagator([])
         self.close = close
 
@@ -98,9 +98,9 @@ class Traces:
     def request(self, headers: Mapping[str, str]) -> Iterator[Span]:
         """The span of a whole request, in the trace that its `traceparent` names.
 
-        Every log line meanwhile has the trace's id.
+        Every log line that is written during the request has the id of the trace.
         """
-        # `tracestate` is left out: it is free text of the client's.
+        # `tracestate` is left out: it is free text from the client.
         parent = self._propagator.extract({"traceparent": headers.get("traceparent", "")})
         span = self._tracer.start_span("request", parent, SpanKind.SERVER)
         identity = span.get_span_context()
@@ -117,7 +117,7 @@ class Traces:
 def open_traces() -> Traces:
     """The traces that the environment asks for.
 
-    Raises InvalidRequestError where it asks for them and they cannot be had.
+    Raises InvalidRequestError if it asks for traces that cannot be opened.
     """
     named = [name for name in VARIABLES if os.environ.get(name)]
     if not named:
@@ -132,5 +132,7 @@ def open_traces() -> Traces:
     try:
         collected = Collected.by_environment()
     except ValueError as error:
-        raise InvalidRequestError(f"OpenTelemetry refuses a variable of its own: {error}") from error
+        raise InvalidRequestError(
+            f"OpenTelemetry rejects one of its environment variables: {error}"
+        ) from error
     return Traces(collected.tracer, collected.close)
