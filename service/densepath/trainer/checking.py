@@ -32,7 +32,7 @@ class Checker:
     def __init__(self, name: str | None = None) -> None:
         """Use exact match with the prompt's answer, or the function `module:function` or `file.py:function`.
 
-        Raises InvalidRequestError where there is no such function.
+        Raises InvalidRequestError if there is no such function.
         """
         self.name = name or "exact match"
         self._exact = name is None
@@ -43,12 +43,12 @@ class Checker:
         missing = [prompt.where for prompt in prompts if prompt.answer is None]
         if self._exact and missing:
             raise InvalidRequestError(
-                f"{missing[0]} has no answer, which exact match compares with: "
-                "give every prompt an answer, or a --checker"
+                f"{missing[0]} has no answer, but exact match needs one: "
+                "give every prompt an answer, or use --checker"
             )
 
     def score(self, prompt: Prompt, rollout: Rollout, tokenizer: Tokenizer) -> float:
-        """A score from 0 to 1. Raises InvalidRequestError where the user's function gives none."""
+        """A score from 0 to 1. Raises InvalidRequestError if the user's function does not return one."""
         if not rollout.ended:
             return 0.0
         try:
@@ -82,7 +82,7 @@ def _load(place: str) -> ModuleType:
             return importlib.import_module(place)
         spec = importlib.util.spec_from_file_location(Path(place).stem, place)
         if spec is None or spec.loader is None:
-            raise ImportError(f"{place} is no Python file")
+            raise ImportError(f"{place} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except Exception as error:  # a user's module may raise anything

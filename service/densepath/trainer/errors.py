@@ -2,15 +2,15 @@
 
 TrainerError (RuntimeError)
 ├── NonFiniteStepError (ArithmeticError)   a loss or a gradient is NaN or infinite; nothing was updated
-├── ServiceAwayError (TimeoutError)        the service did not come back in the time it was given
-└── RunError (ValueError)                  a run directory that does not fit, or is no run
+├── ServiceAwayError (TimeoutError)        the service did not answer within --wait-seconds
+└── RunError (ValueError)                  a run directory that holds something else or has other settings
 """
 
 from __future__ import annotations
 
 
 class TrainerError(RuntimeError):
-    """The root of the trainer's own errors. They are no answers of the service, so they have no code."""
+    """The root of the trainer's own errors. They are not answers of the service, so they have no code."""
 
 
 class NonFiniteStepError(TrainerError, ArithmeticError):

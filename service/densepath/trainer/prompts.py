@@ -1,4 +1,4 @@
-"""Prompts from a file, and which of them a step takes."""
+"""Reading prompts from a file, and choosing the prompts of each step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from densepath.jsonl import read_objects
 from densepath.score.formats import without_nulls
 from densepath.trainer.types import Prompt
 
-#: A row, and where it is, as an error names it: `FILE line 3`.
+#: A row and its place, which errors name: `FILE line 3`.
 Placed = tuple[str, dict[str, Any]]
 
 
 def read_rows(path: Path) -> list[Placed]:
     """The rows of a JSONL file, a Parquet file or a directory that `datasets` has saved, each with its place.
 
-    Raises InvalidRequestError where it is none of them, cannot be read, or has no rows.
+    Raises InvalidRequestError if it is none of them, cannot be read, or has no rows.
     """
     form = _form(path)
     try:
@@ -35,11 +35,12 @@ def read_rows(path: Path) -> list[Placed]:
 
 
 def read_prompts(path: Path, tokenizer: Any) -> list[Prompt]:
-    """The prompts of a file: rows with `messages`, `prompt` or `prompt_token_ids`; `answer`, `id` optional.
+    """The prompts of a file. A row has `messages`, `prompt` or `prompt_token_ids`.
 
-    Messages, with their `chat_template_kwargs` where a row has any, go through the chat template with a
-    generation prompt as in the service's chat form, and are tokenised without added tokens;
-    a text is tokenised as the tokenizer does by default. `tokenizer` is `densepath.sequences.Tokenizer`.
+    It may also have `answer` and `id`. Messages are rendered by the chat template with a generation prompt
+    and the row's `chat_template_kwargs`, as in the service's chat form, and are tokenised without added
+    tokens. A text is tokenised with the defaults of the tokenizer. `tokenizer` is a
+    `densepath.sequences.Tokenizer`.
     """
     return [_prompt(row, where, tokenizer) for where, row in read_rows(path)]
 
@@ -67,7 +68,7 @@ def _read_datasets(path: Path) -> Iterable[Placed]:
     loaded = load_from_disk(str(path))
     if not isinstance(loaded, Dataset):
         raise ValueError(  # noqa: TRY004  (a wrong file, not a wrong call)
-            "it holds several splits: name the directory of one"
+            "it holds several splits: give the directory of one of them"
         )
     return _numbered(path, loaded)
 
@@ -82,7 +83,7 @@ _READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, "directory": _read
 def _prompt(row: Mapping[str, Any], where: str, tokenizer: Any) -> Prompt:
     given = [name for name in ("messages", "prompt", "prompt_token_ids") if row.get(name) is not None]
     if len(given) != 1:
-        raise InvalidRequestError(f"{where}: give one of messages, prompt and prompt_token_ids")
+        raise InvalidRequestError(f"{where}: give exactly one of messages, prompt and prompt_token_ids")
     value, messages = row[given[0]], None
     if given[0] == "messages":
         messages = tuple(value)
@@ -93,7 +94,9 @@ def _prompt(row: Mapping[str, Any], where: str, tokenizer: Any) -> Prompt:
     else:
         text, ids = tokenizer.decode(value), value
     if not ids:
-        raise InvalidRequestError(f"{where}: the prompt is empty; a reward needs a token before it")
+        raise InvalidRequestError(
+            f"{where}: the prompt is empty, but a reward needs at least one token before it"
+        )
     answer, name = row.get("answer"), row.get("id")
     return Prompt(
         text=text,
@@ -113,9 +116,9 @@ def _render(row: Mapping[str, Any], where: str, tokenizer: Any) -> str:
 
 
 def step_indices(count: int, per_step: int, step: int, seed: int) -> list[int]:
-    """Which of `count` prompts step `step` (from 1 on) takes: each epoch goes through all in its own order.
+    """The indices, out of `count` prompts, that step `step` (from 1 on) takes. Each epoch has its own order.
 
-    A function of its arguments alone, so that a resumed run goes on in the same order.
+    The result depends only on the arguments, so a resumed run continues in the same order.
     """
     taken = range((step - 1) * per_step, step * per_step)
     epochs = {epoch: _shuffled(count, seed, epoch) for epoch in {at // count for at in taken}}
@@ -123,7 +126,7 @@ def step_indices(count: int, per_step: int, step: int, seed: int) -> list[int]:
 
 
 def rollout_seeds(seed: int, step: int, count: int) -> list[int]:
-    """A seed for each of a step's responses; a function of its arguments alone."""
+    """One seed per response of a step. The result depends only on the arguments."""
     state: Sequence[int] = np.random.SeedSequence([seed, step]).generate_state(count).tolist()
     return list(state)
 

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, transformers, TRL and datasets show no bars and no notices; errors are still shown."""
+    """Inside the block, transformers, TRL and datasets show no bars and no notices, only errors."""
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     datasets_bars = datasets.are_progress_bars_disabled()
     logging.disable_progress_bar()

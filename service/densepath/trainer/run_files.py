@@ -1,11 +1,11 @@
 """The directory of a `densepath train` run: its files, and what a line of metrics.jsonl holds.
 
 manifest.json     settings, versions, the pair, and why the run stopped
-metrics.jsonl     one object for each step
-samples.jsonl     scored responses, some for each step
+metrics.jsonl     one object per step
+samples.jsonl     some scored responses of each step
 checkpoints/      what a run is resumed from
 final/            the last policy, once the run has ended
-evaluation.json   a table for the top of the report, from whoever made the run
+evaluation.json   a table for the top of the report, which the author of a run may add
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ KIND = "train"
 #: A line of metrics.jsonl: the figures of one step.
 Row = dict[str, Any]
 
-#: The parts of a step whose seconds are counted, in the order in which a step goes through them.
+#: The parts of a step whose seconds are counted, in the order in which they run.
 Phase = Literal["rollout", "rewards", "forward_backward", "weight_update", "held_out"]
 PHASES: tuple[Phase, ...] = get_args(Phase)

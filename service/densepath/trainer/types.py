@@ -1,4 +1,4 @@
-"""What passes between the parts of the trainer."""
+"""The types that the parts of the trainer exchange."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Rollout:
 
 
 class RolloutGenerator(Protocol):
-    """Samples from a policy, at temperature 1 and from its whole distribution: that is on-policy."""
+    """Samples on-policy: from the policy's whole distribution, at temperature 1."""
 
     def generate(
         self, prompt_ids_N: Sequence[Sequence[int]], seeds_N: Sequence[int] | None
     ) -> Iterator[Rollout]:
         """Yield one response for each of `prompt_ids_N`, in the order in which they finish.
 
-        `seeds_N` has a seed for each; None decodes greedily. The same weights, prompts and seeds give the
-        same ids. Repeat a prompt in the list for several rollouts of it.
+        `seeds_N` has one seed per prompt; None means greedy decoding. The same weights, prompts and seeds
+        give the same ids. Repeat a prompt in the list for several rollouts of it.
         """
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -106,7 +106,7 @@ def test_the_port_and_the_thread_are_given_back() -> None:
 def test_a_port_in_use_is_an_error_in_words(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InvalidRequestError, match=f"--metrics-port {port} cannot be listened on"):
+        with pytest.raises(InvalidRequestError, match=f"--metrics-port {port} cannot be opened"):
             open_sinks([], port, tmp_path)
 
 

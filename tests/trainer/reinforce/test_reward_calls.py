@@ -104,7 +104,7 @@ def test_another_pair_ends_the_run_in_words(calls: Callable[..., RewardCalls]) -
         Faulty.answers = [refusal(409, "model_version_mismatch")]
         rewards.submit([0], [ITEM])
         rewards.submit([1], [ITEM])
-        with pytest.raises(TrainerError, match="serves another pair now"):
+        with pytest.raises(TrainerError, match="now serves another pair"):
             rewards.collect()
 
 

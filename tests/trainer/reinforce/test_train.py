@@ -207,7 +207,7 @@ def test_another_tokenizer_is_refused(service: str, prompts_file: Path, tmp_path
     other = make_checkpoint(tmp_path / "other", tokenizer=make_tokenizer(290))
     status, said = here(*options(service, other, prompts_file, tmp_path / "run"), *QUICK)
     assert status == 2, said
-    assert "--sft does not go with the pair" in said
+    assert "--sft does not fit the pair" in said
     assert "its vocabulary, merges or special tokens are not the pair's" in " ".join(said.split())
 
 
@@ -218,7 +218,7 @@ def test_a_run_goes_on_only_with_its_own_settings_and_pair(
     assert here(*given)[0] == 0
     status, said = here(*given, "--gamma", "0.5", "--seed", "3")
     assert status == 2, said
-    assert "a run with another gamma, seed" in said
+    assert "a run with different settings (gamma, seed)" in said
     sft, reference = ending_pair
     swapped = ("--sft", reference, "--reference", sft, "--engine", "transformers")
     with serving(*swapped, log=tmp_path / "log") as url:

@@ -136,7 +136,7 @@ def test_sft_that_is_never_better_than_its_base_is_no_run(
     fine_tune: FineTune, settings: Callable[..., SftSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(monkeypatch, {0: 3.0, 2: 3.0, 4: 4.0})
-    with pytest.raises(InvalidRequestError, match="never got below the base model's"):
+    with pytest.raises(InvalidRequestError, match="never had a lower validation loss than the base model's"):
         fine_tune(validation_share=0.2, validate_every=2, patience=1)
     with pytest.raises(InvalidRequestError, match="did not finish"):
         read_sft_run(settings().run)
@@ -227,7 +227,7 @@ def test_a_killed_run_leaves_no_run(
     assert settings().run.is_dir()
     with pytest.raises(InvalidRequestError, match="did not finish: remove it"):
         read_sft_run(settings().run)
-    with pytest.raises(InvalidRequestError, match="exists: name a directory that does not, or remove it"):
+    with pytest.raises(InvalidRequestError, match="exists: give a new directory, or remove this one"):
         fine_tune()
 
 
@@ -247,8 +247,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(fine_tune: FineTune, tmp_path: 
         ({"checkpoint_at": [0.01]}, "--checkpoint-at 0.01 of 48 samples comes before the end of"),
         ({"base": Path("nowhere")}, "--base nowhere: is not a directory"),
         ({"demonstrations": Path("nowhere.jsonl")}, "nowhere.jsonl cannot be read"),
-        ({"max_length": 4096}, "--max-length 4096 is over the model's 1024 tokens"),
-        ({"max_length": 2}, "every demonstration is over 2 tokens"),
+        ({"max_length": 4096}, "--max-length 4096 is above the model's context length of 1024 tokens"),
+        ({"max_length": 2}, "all to validate on, have more than 2 tokens"),
         ({"epochs": 0.0}, "--epochs 0 of 24 rows gives no row"),
         ({"validation_share": 0.9, "demonstrations": "one"}, "too few to hold some out"),
     ],
@@ -269,4 +269,4 @@ def test_long_demonstrations_are_left_out_and_counted(
     run = sft.fine_tune(settings(max_length=40, max_steps=1, checkpoint_at=[]), Console())
     left_out = run.manifest["demonstrations"]["too_long"]
     assert 0 < left_out < 24
-    assert f"left out: {left_out} demonstrations over 40 tokens" in capsys.readouterr().out
+    assert f"left out: {left_out} demonstrations with more than 40 tokens" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from densepath.errors import InvalidRequestError
 
 
 def require_harness() -> None:
-    """Raise InvalidRequestError where lm-evaluation-harness is not installed."""
+    """Raise InvalidRequestError if lm-evaluation-harness is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise InvalidRequestError("--lm-eval needs lm-evaluation-harness: pip install 'densepath[lm-eval]'")
 
@@ -35,7 +35,7 @@ def harness_command(directory: Path, tasks: str, arguments: str) -> list[str]:
 
 
 def run_harness(directory: Path, tasks: str, arguments: str, say: Console) -> None:
-    """Run the harness, which prints its own table. Raises InvalidRequestError where it fails."""
+    """Run the harness, which prints its own table. Raises InvalidRequestError if it fails."""
     command = harness_command(directory, tasks, arguments)
     say.print(shlex.join(command), markup=False, soft_wrap=True)
     status = subprocess.run(command, check=False).returncode  # noqa: S603

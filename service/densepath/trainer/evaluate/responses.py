@@ -65,7 +65,7 @@ def open_subject(directory: Path, name: str) -> Subject:
 
 
 def name_directories(directories: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart. Raises InvalidRequestError where two are one."""
+    """The shortest ends of the paths that tell them apart. Raises InvalidRequestError if two are one."""
     parts = [directory.resolve().parts for directory in directories]
     if len(set(parts)) < len(parts):
         raise InvalidRequestError("a directory is given twice: each must be another")
@@ -80,7 +80,7 @@ def name_directories(directories: Sequence[Path]) -> list[str]:
 def require_room(prompts: Sequence[Prompt], subject: Subject, max_new_tokens: int) -> int:
     """The most tokens of a prompt and its response.
 
-    Raises InvalidRequestError where that is over the context length.
+    Raises InvalidRequestError if that is over the context length.
     """
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if longest + max_new_tokens > subject.context_length:

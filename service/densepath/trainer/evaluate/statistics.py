@@ -40,7 +40,7 @@ def estimate_difference(
 ) -> Estimate:
     """The mean of `value_N - other_N`, paired: both float [N], an index is one prompt.
 
-    Raises ValueError where they are not of one length.
+    Raises ValueError if they are not of one length.
     """
     if len(value_N) != len(other_N):
         raise ValueError("paired values must be of one length: an index is one prompt")

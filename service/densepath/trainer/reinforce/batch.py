@@ -18,7 +18,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response. `reward_T` and `logp_sft_T` are None where it is not learned from."""
+    """One sampled response. `reward_T` and `logp_sft_T` are None if it is not learned from."""
 
     prompt: int  # index in the prompts' file
     prompt_ids: tuple[int, ...]
@@ -35,8 +35,10 @@ class Response:
 
 
 def can_be_learned(response_ids: Sequence[int], ended: bool, vocab_size: int) -> bool:
-    """A response that was cut at the limit leaves a value uncancelled; an id from `vocab_size` on, a row that
-    the policy has and the pair's other model has not, has no score.
+    """Whether the policy can learn from a response.
+
+    If it was cut at the limit, a value in its sum stays uncancelled. An id from `vocab_size` on is a row of
+    the embedding that only one model of the pair has, so it has no score.
     """
     return ended and max(response_ids) < vocab_size
 
@@ -45,23 +47,23 @@ def can_be_learned(response_ids: Sequence[int], ended: bool, vocab_size: int) ->
 class Batch:
     """N learned responses, padded on the right to T tokens; float64, nats, 0 where there is no token."""
 
-    mask_N_T: NDArray[np.bool_]  # where a token is
-    reward_N_T: Float64  # r_t, with the shaping that was asked for
+    mask_N_T: NDArray[np.bool_]  # True where there is a token
+    reward_N_T: Float64  # r_t, with the chosen shaping
     logp_N_T: Float64  # under the policy that sampled them
     logp_sft_N_T: Float64
-    prompt_N: NDArray[np.int64]  # which responses are of one prompt
+    prompt_N: NDArray[np.int64]  # the index of each response's prompt
 
 
 def make_batch(responses_N: Sequence[Response], settings: TrainSettings) -> Batch:
     """The responses that are learned from, in their order.
 
-    Raises TrainerError where there are none: a step from nothing would look like one.
+    Raises TrainerError if there are none, because no update could be made.
     """
     learned = [response for response in responses_N if response.learned]
     if not learned:
         raise TrainerError(
-            f"none of {len(responses_N)} responses ended within {settings.max_new_tokens} tokens: there is "
-            "nothing to learn from; raise --max-new-tokens, or check that the SFT model ends its responses"
+            f"none of {len(responses_N)} responses ended within {settings.max_new_tokens} tokens, so there "
+            "is nothing to learn from: raise --max-new-tokens, or check that the SFT model ends its responses"
         )
     length_N = np.array([len(response.response_ids) for response in learned])
     mask_N_T = np.arange(length_N.max()) < length_N[:, None]

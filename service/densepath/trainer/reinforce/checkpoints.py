@@ -1,14 +1,15 @@
 """The checkpoints of a run: complete or absent, checked before use, and only the last few are kept.
 
     checkpoints/step-000040/   the policy as a model directory with its tokenizer
-                               optimizer/, AdamW's tensors: files for each process
-                               manifest.json, the step, and size and SHA-256 of every file
+                               optimizer/, the tensors of AdamW: files of each process
+                               manifest.json, the step, and the size and SHA-256 of every file
 
-Each process writes what it holds, with torch.distributed.checkpoint: no process holds the whole model or the
-whole optimizer for it. The files of the weights are then joined, one tensor at a time, into those of a model
-directory. All is written under another name, fsynced and renamed. Loading takes the newest checkpoint whose
-files are those of its manifest; one that is damaged is passed over, and said. Tensors are safetensors: no
-pickle. How many processes wrote a checkpoint and how many load it need not be the same.
+Each process writes its own shards, with torch.distributed.checkpoint, so no process ever holds the whole
+model or the whole optimizer. All processes must therefore see the same directory. The files of the weights
+are then joined, one tensor at a time, into the files of a model directory. Everything is written under
+another name, fsynced and renamed. Loading takes the newest checkpoint whose files match its manifest; a
+damaged one is skipped, with a warning. Tensors are stored as safetensors, without pickle. The number of
+processes that load a checkpoint may differ from the number that wrote it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _COPIED = (
 )
 _FILE_SIZE = "5GB"
 
-#: Tensors by name, each as this process holds it: its part of a sharded one.
+#: Tensors by name. Of a sharded tensor, this process holds its own part only.
 Held = Mapping[str, Tensor]
 
 
@@ -90,10 +91,10 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[int, Path] | None:
-    """The newest whole checkpoint, as (step, directory); None where there is none.
+    """The newest complete checkpoint, as (step, directory); None if there is none.
 
-    What was being written when a process was killed is removed. Raises RunError where there are
-    checkpoints and all are damaged: to start anew would be to lose them in silence.
+    Checkpoints that were incomplete when a process was killed are removed. Raises RunError if there are
+    checkpoints and all are damaged, because a new start would silently lose them.
     """
     if not folder.is_dir():
         return None
@@ -110,12 +111,12 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[int, P
         damaged += 1
         warn(f"the checkpoint {directory.name} is damaged and is skipped: {problem}")
     if damaged:
-        raise RunError(f"all {damaged} checkpoints of this run are damaged: start another run directory")
+        raise RunError(f"all {damaged} checkpoints of this run are damaged: start a run in another directory")
     return None
 
 
 def load_checkpoint(directory: Path, weights: Held, moments: Held, workers: Workers) -> None:
-    """Fill `weights` and `moments`, in place, with a checkpoint's; each process reads what it holds."""
+    """Fill `weights` and `moments` in place from a checkpoint. Each process reads its own part."""
     for place, held in ((directory, weights), (directory / OPTIMIZER, moments)):
         with _plainly():
             load(
@@ -146,7 +147,7 @@ def _write_model(partial: Path, source: Path, weights: Held, workers: Workers) -
     _write(weights, writer, workers)
     if not workers.first:
         return
-    shutil.rmtree(writer.path)  # what was joined
+    shutil.rmtree(writer.path)  # the files that were joined
     if max(files.values()) == 1:
         (written,) = partial.glob("*.safetensors")
         written.rename(partial / WEIGHTS)
@@ -157,7 +158,7 @@ def _write_model(partial: Path, source: Path, weights: Held, workers: Workers) -
 
 
 def _files_of(held: Held) -> dict[str, int]:
-    """For each tensor the number of its file, from 1 on: a process has one file at a time in memory."""
+    """The number of each tensor's file, from 1 on. A process holds one file at a time in memory."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     sizes = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in held.items()}
@@ -172,9 +173,9 @@ def _write(held: Held, writer: Any, workers: Workers) -> None:
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Raises what went wrong itself, as the OSError of a full disk, where torch raises a BaseException.
+    """Raise the original error, such as the OSError of a full disk, where torch raises a BaseException.
 
-    Nor is it said each time that no processes are connected: a run of one process connects none.
+    Also hide the warning that no processes are connected: a run of one process connects none.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -186,7 +187,7 @@ def _plainly() -> Iterator[None]:
 
 
 def _with_dimensions(held: Held) -> dict[str, Any]:
-    """The same tensors, in place; AdamW's counts, which have no dimension, as arrays of one entry."""
+    """The same tensors, not copied. AdamW's counts have no dimension and become arrays of one entry."""
     return {name: tensor if tensor.ndim else tensor.view(1) for name, tensor in held.items()}
 
 
@@ -207,7 +208,7 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
 
 
 def _problem(directory: Path, step: int) -> str | None:
-    """Why a checkpoint is not complete; None where it is."""
+    """Why a checkpoint is damaged; None if it is not."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])

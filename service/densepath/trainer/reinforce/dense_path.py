@@ -7,8 +7,8 @@
         G_t  = r'_t + gamma G_{t+1}
         theta <- AdamW( 1/N sum over y, t of (G_t - baseline_t) grad log pi(y_t | s_t) )
 
-It differs from PPO and GRPO in what it leaves out: no critic, no ratio and no clipping, one forward-backward
-a batch, and a reward for every token instead of one a response.
+Unlike PPO and GRPO, it has no critic, no probability ratio and no clipping. It makes one forward-backward
+pass per batch, and has one reward per token instead of one per response.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DensePath:
     sampler: Sampler
 
     def steps(self, done: Sequence[Row]) -> Iterator[tuple[Row, list[Response]]]:
-        """Each step's figures and this process's responses, from the step after those in `done` on."""
+        """Yield each step's figures and this process's responses, after the steps in `done`."""
         rows = list(done)
         while self.why_stop(rows) is None:
             step, clock = len(rows) + 1, Clock()
@@ -68,7 +68,7 @@ class DensePath:
         return due and bool(self.sampler.held_out)
 
     def why_stop(self, rows: list[Row]) -> str | None:
-        """Why the run stops after these steps; None where it continues."""
+        """Why the run stops after these steps; None if it continues."""
         if len(rows) >= self.settings.steps:
             return f"all {self.settings.steps} steps are done"
         return over_kl_budget(rows, self.settings.kl_budget) or reward_is_hacked(
@@ -77,9 +77,9 @@ class DensePath:
 
 
 def weigh(responses_N: Sequence[Response], settings: TrainSettings) -> list[NDArray[np.float64]]:
-    """A_t = G_t - baseline_t of every response, float64 [T] each: zeros where it is not learned.
+    """A_t = G_t - baseline_t of every response, float64 [T] each; zeros if it is not learned from.
 
-    Raises TrainerError where no response is learned.
+    Raises TrainerError if there is no response to learn from.
     """
     batch = make_batch(responses_N, settings)
 

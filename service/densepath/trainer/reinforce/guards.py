@@ -1,6 +1,7 @@
 """When a run stops early: pure functions of the rows of metrics.jsonl.
 
-Reward alone is no stopping signal: without the KL term it keeps rising while accuracy falls (docs/LOG.md).
+Reward alone does not tell when to stop: without the KL term, it keeps rising while accuracy falls
+(docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def over_kl_budget(rows: Sequence[Row], budget: float | None) -> str | None:
 def reward_is_hacked(rows: Sequence[Row], held_out_prompts: int) -> str | None:
     """Why to stop: the reward has risen while the held-out check fell.
 
-    That is when each of the last checks lies below the best one by more than the 95 % half-width of a share
-    of `held_out_prompts`, and the reward at each is above that at the best one.
+    This is so if each of the last checks is below the best one by more than the half-width of the 95 %
+    interval of a share of `held_out_prompts`, and has a higher reward than the best one.
     """
     checks = [row for row in rows if row.get("held_out")]
     if len(checks) <= CHECKS:

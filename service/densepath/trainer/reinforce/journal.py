@@ -23,7 +23,7 @@ class Journal:
     """Opens the directory of a run, to start it or to resume it."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], pair: Mapping[str, Any]) -> None:
-        """Raises RunError where the directory holds something else, or a run of other settings or pair."""
+        """Raises RunError if the directory holds something else, or a run with other settings or pair."""
         self.directory = directory
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             self._manifest = self._read(settings, pair)
@@ -53,13 +53,13 @@ class Journal:
         changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if changed:
             raise RunError(
-                f"{self.directory} is a run with another {', '.join(changed)}: give the same settings to "
-                "resume it, or another directory"
+                f"{self.directory} is a run with different settings ({', '.join(changed)}): give the same "
+                "settings to resume it, or another directory"
             )
         if made_by.get("version") != pair.get("version"):
             raise RunError(
-                f"{self.directory} is a run with the rewards of pair {made_by.get('version')}, and the "
-                f"service serves {pair.get('version')}: serve that pair again, or start another run"
+                f"{self.directory} is a run with rewards of pair {made_by.get('version')}, but the service "
+                f"now serves pair {pair.get('version')}: serve the first pair again, or start another run"
             )
         return dict(manifest)
 
@@ -69,7 +69,7 @@ class Journal:
         self._write()
 
     def go_back(self, step: int) -> list[Row]:
-        """Remove what is of later steps than `step`. Returns the remaining rows of metrics.jsonl."""
+        """Remove the rows of all steps after `step`. Returns the remaining rows of metrics.jsonl."""
         self._manifest["stopped"] = None
         self._write()
         kept: dict[str, list[Row]] = {}

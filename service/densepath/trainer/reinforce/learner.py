@@ -2,9 +2,9 @@
 
     loss = -1/N sum over responses sum over tokens A_t log pi(y_t | s_t)
 
-its gradient is the policy gradient, A_t a constant. Parameters and log-probabilities are fp32; `bfloat16` is
-what the matrix products run in. Under `torchrun` or `accelerate launch` the parameters are sharded over all
-processes (FSDP2), each of which works on its own responses.
+Its gradient is the policy gradient, with A_t as a constant. Parameters and log-probabilities are fp32; with
+`bfloat16`, matrix products run in bfloat16. Under `torchrun` or `accelerate launch`, the parameters are
+sharded over all processes (FSDP2), and each process works on its own responses.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Learner:
     def step(self, responses: Sequence[Weighted], n_responses: int) -> StepFigures:
         """Make one update from this process's responses. `n_responses` counts those of all processes.
 
-        Raises NonFiniteStepError, the parameters unchanged, where the loss or the gradient is not finite.
+        Raises NonFiniteStepError, with unchanged parameters, if the loss or the gradient is not finite.
         """
         self.optimizer.zero_grad()
         loss, logp_N_T = torch.zeros((), device=self._workers.device), []
@@ -105,26 +105,26 @@ class Learner:
         target_logit_N_T = logit_N_T_V.gather(-1, batch.target_N_T[..., None])[..., 0]
         logp_N_T = target_logit_N_T - logit_N_T_V.logsumexp(-1)
         loss = -(batch.advantage_N_T * logp_N_T).sum() / n_responses
-        # FSDP averages gradients over the processes: the factor makes it the sum that the loss is.
+        # FSDP averages gradients over the processes, but the loss is a sum: the factor corrects that.
         torch.autograd.backward(loss * self._workers.count)
         rows = logp_N_T.detach().cpu().numpy()
         return loss.detach(), [row[: len(w.response_ids)] for row, w in zip(rows, chunk, strict=True)]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every whole parameter with its name in a checkpoint. All processes must iterate together."""
+        """Every unsharded parameter, with its name in a checkpoint. All processes must iterate together."""
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter.detach())
 
     def held_weights(self) -> dict[str, Tensor]:
-        """Every parameter as this process holds it, its part of a sharded one: whoever fills it sets it."""
+        """This process's part of every parameter. These are no copies: filling them sets the model."""
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
     def held_moments(self) -> dict[str, Tensor]:
-        """The optimizer's tensors as this process holds them, as `KIND/parameter`; zeros before a step."""
+        """This process's part of the optimizer's tensors, as `KIND/parameter`; zeros before a step."""
         held: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             state = self.optimizer.state[parameter]
-            if not state:  # as AdamW makes them in its first step
+            if not state:  # the same values that AdamW sets in its first step
                 state["step"] = torch.zeros(())
                 state |= {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
             held |= {f"{kind}/{name}": tensor for kind, tensor in state.items()}
@@ -145,7 +145,7 @@ class _Batch:
 
 
 def _pad(chunk: Sequence[Weighted], device: torch.device) -> _Batch:
-    """Prompts end, and responses begin, in one column: the rows that are kept are the responses' alone."""
+    """Align the rows where the response begins, so that logits are kept for responses only."""
     prompt = max(len(w.prompt_ids) for w in chunk)
     longest = max(len(w.response_ids) for w in chunk)
     input_N_L = torch.zeros(len(chunk), prompt + longest, dtype=torch.long)

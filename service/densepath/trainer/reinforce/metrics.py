@@ -1,7 +1,7 @@
-"""Where the figures of each step go besides metrics.jsonl: to Prometheus and to the chosen trackers.
+"""Sending the figures of each step to Prometheus and to the chosen trackers, besides metrics.jsonl.
 
-A row is a line of metrics.jsonl. The files of the run are its record: a tracker that fails on the way is said
-once and left out, and the run goes on.
+A row is a line of metrics.jsonl. The run's own files are its record. So if a tracker fails during the run,
+this is logged once, the tracker is left out, and the run continues.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ GAUGES = {
     "step": ("step", "The last finished step"),
     "reward": ("reward_nats", "Mean sum of rewards per learned response, in nats"),
     "reward_token": ("token_reward_nats", "Mean reward per token, in nats"),
-    "kl": ("kl_nats", "Mean log-probability minus that of the SFT model, per response, in nats"),
-    "objective": ("objective_nats", "Reward minus its KL term, per response, in nats"),
+    "kl": (
+        "kl_nats",
+        "Mean difference per response between the policy's and the SFT model's log-probability, in nats",
+    ),
+    "objective": ("objective_nats", "Mean reward minus its KL term, per response, in nats"),
     "length": ("response_tokens", "Mean number of tokens per response"),
     "entropy": ("entropy_nats", "Estimated entropy of the policy per token, in nats"),
     "grad_norm": ("gradient_norm", "Norm of the gradient before clipping"),
@@ -38,7 +41,7 @@ GAUGES = {
     "lr": ("learning_rate", "The step's learning rate"),
     "logp_gap": (
         "logp_gap_nats",
-        "Largest difference of a token's log-probability between learner and sampler, in nats",
+        "Largest difference between the learner's and the sampler's log-probability of a token, in nats",
     ),
 }
 #: The same for counters. They count from the start of this process.
@@ -46,7 +49,7 @@ COUNTERS = {
     "responses": ("responses", "Responses sampled"),
     "truncated": (
         "truncated_responses",
-        "Responses that were cut at the token limit, and are not learned from",
+        "Responses that were cut at the token limit, and are therefore not learned from",
     ),
 }
 _PREFIX = "densepath_trainer_"
@@ -63,7 +66,7 @@ class Sink(Protocol):
         """A step has ended with these figures."""
 
     def waiting(self, away: bool) -> None:
-        """The reward service has stopped answering, or answers again."""
+        """The reward service has stopped answering (`away`), or answers again."""
 
     def close(self) -> None:
         """The run has ended, with or without an error."""
@@ -99,10 +102,10 @@ class Sinks:
 
 
 class PrometheusSink:
-    """Gauges of the last step and counters, on their own port. Port 0 chooses a free one."""
+    """Serves counters and the gauges of the last step on its own port. Port 0 chooses a free one."""
 
     def __init__(self, port: int) -> None:
-        """Raises InvalidRequestError where the port is taken."""
+        """Raises InvalidRequestError if the port is taken."""
         registry = CollectorRegistry()
         self._gauges = {
             key: Gauge(_PREFIX + name, text, registry=registry) for key, (name, text) in GAUGES.items()
@@ -125,12 +128,12 @@ class PrometheusSink:
             self._server, self._thread = start_http_server(port, registry=registry)
         except OSError as error:
             raise InvalidRequestError(
-                f"--metrics-port {port} cannot be listened on ({error.strerror}): name a free port"
+                f"--metrics-port {port} cannot be opened ({error.strerror}): give a free port"
             ) from error
         self.port: int = self._server.server_port
 
     def step(self, row: Row) -> None:
-        """Set the gauges and add to the counters what the row has."""
+        """Set the gauges to the figures of the row, and add them to the counters."""
         for key, gauge in self._gauges.items():
             if row.get(key) is not None:
                 gauge.set(row[key])
@@ -153,10 +156,10 @@ class PrometheusSink:
 
 
 def open_sinks(names: Sequence[str], metrics_port: int | None, run_dir: Path) -> Sinks:
-    """The trackers of these names (trackers.TRACKERS), and Prometheus on `metrics_port`; none for None or 0.
+    """The trackers with these names (trackers.TRACKERS), and Prometheus on `metrics_port` if it is above 0.
 
-    Nothing is written into `run_dir` before the first step. Raises InvalidRequestError where a tracker is
-    unknown, not installed or cannot start, or the port is taken; what was open is closed again.
+    Nothing is written into `run_dir` before the first step. Raises InvalidRequestError if a tracker is
+    unknown, not installed or cannot start, or the port is taken; trackers that were opened are closed again.
     """
     sinks: list[Sink] = []
     with ExitStack() as opened:

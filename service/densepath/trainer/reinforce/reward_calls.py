@@ -1,7 +1,7 @@
 """Rewards from the service, over HTTP through the client, while more responses are sampled.
 
-All calls ask for one pair version. A service that is away is waited for, with capped and random waits; a
-reward that is missing is never a number, and no step is taken without it.
+All calls ask for one pair version. If the service does not answer, calls are repeated, after random waits of
+limited length. A missing reward is never replaced by a number, and no step is made without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from densepath.client import Client, Score, Scores
 from densepath.errors import LateError, ModelVersionMismatchError, UnavailableError
 from densepath.trainer.errors import ServiceAwayError, TrainerError
 
-#: Requests at the same time, and the longest wait between two attempts at a service that does not answer.
+#: Requests at the same time, and the longest wait between two attempts if the service does not answer.
 CALLS = 4
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -49,8 +49,8 @@ class RewardCalls:
                 scores |= zip(index_N, call.result(), strict=True)
         except ModelVersionMismatchError as error:
             raise TrainerError(
-                f"the service serves another pair now, and this run's rewards are of {self._version}: "
-                "serve that pair again and go on, or start another run"
+                f"the service now serves another pair, but this run has rewards of {self._version}: serve "
+                "that pair again and repeat the same command, or start another run"
             ) from error
         finally:
             for _, call in calls:
@@ -61,7 +61,7 @@ class RewardCalls:
         return self._client.score(items_N, include=("logprobs",), model_version=self._version)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """The answer of a call, which is repeated for up to `wait_seconds` while there is none."""
+        """The answer of a call, which is repeated for up to `wait_seconds` until there is one."""
         started, told = monotonic(), False
 
         def away(error: Exception) -> bool:

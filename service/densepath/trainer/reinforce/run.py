@@ -1,4 +1,4 @@
-"""From settings to a run: checks and opens what it needs, shows its progress, and keeps its state."""
+"""Runs the trainer: checks the settings, opens what a run needs, shows progress, and saves its state."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from densepath.trainer.types import Prompt
 def train(settings: TrainSettings, say: Console) -> str:
     """Start or resume a run of Dense-Path REINFORCE. Returns why it ended.
 
-    Raises DensepathError or TrainerError where it cannot continue. The same settings then resume from the
+    Raises DensepathError or TrainerError if it cannot continue. The same settings then resume from the
     last checkpoint.
     """
     with ExitStack() as stack:
@@ -132,13 +132,13 @@ def _sampler(settings: TrainSettings, workers: Workers, rewards: RewardCalls) ->
 
 
 def _tokenizer(sft: Path, pair: dict[str, Any]) -> Tokenizer:
-    """The policy's tokenizer. It must be the tokenizer of the pair, because the ids are what is scored."""
+    """The policy's tokenizer. It must be the tokenizer of the pair, because the service scores its ids."""
     checkpoint = require_checkpoint(sft, "--sft")
     try:
         check_policy(sft, pair)
     except AlignmentError as error:
         raise InvalidRequestError(
-            f"--sft does not go with the pair that the service serves: {error}; or serve the pair of this one"
+            f"--sft does not fit the pair that the service serves: {error}; or serve this checkpoint's pair"
         ) from error
     return Tokenizer(checkpoint.tokenizer.loaded)
 

@@ -38,7 +38,7 @@ class Sampler:
     vocab_size: int
 
     def sample(self, step: int, clock: Clock) -> list[Response]:
-        """This process's share of the responses of a step. It depends on the step alone."""
+        """This process's share of the responses of a step. It depends only on the step."""
         settings = self.settings
         index_P = step_indices(len(self.prompts), settings.prompts_per_step, step, settings.seed)
         index_N = [index for index in index_P for _ in range(settings.rollouts)]

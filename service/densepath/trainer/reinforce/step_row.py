@@ -23,7 +23,7 @@ class Spelling(Protocol):
     """The part of a tokenizer that is needed to show a response."""
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token alone."""
+        """The text of each token by itself."""
 
 
 class Clock:
@@ -50,8 +50,8 @@ def make_row(
 ) -> Row:
     """The figures of one step from all processes' responses and each process's `figures`.
 
-    Rewards and KL are means over the learned responses of sums in nats; the entropy is the mean of -log pi
-    of the sampled tokens, which is its unbiased estimate.
+    Reward and KL are sums over the tokens of a response, in nats, averaged over the learned responses. The
+    entropy is the mean of -log pi over the sampled tokens, which is an unbiased estimate.
     """
     learned = [one for one in responses_N if one.learned]
     reward_N = np.array([_sum(one.reward_T) for one in learned])

@@ -1,4 +1,4 @@
-"""Experiment trackers that may be installed: TensorBoard, wandb, trackio. None is a dependency."""
+"""Optional experiment trackers: TensorBoard, wandb, trackio. densepath requires none of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, row["step"])
 
     def waiting(self, away: bool) -> None:
-        """Ignored: it is no figure of a step."""
+        """Do nothing: this is not a figure of a step."""
 
     def close(self) -> None:
         """Write the remaining figures."""
@@ -42,9 +42,9 @@ class TensorBoard:
 
 
 class TrackerRun:
-    """A run of wandb or trackio, which share their calls; its name is that of the run's directory.
+    """A run of wandb or trackio, which have the same calls. Its name is that of the run's directory.
 
-    Where it goes (a server, a folder, offline) is what that tracker's own settings say.
+    The tracker's own settings decide where the figures go: to a server, a folder, or offline.
     """
 
     def __init__(self, module: Any, run_dir: Path) -> None:
@@ -56,7 +56,7 @@ class TrackerRun:
         self._run.log(flat(row), step=row["step"])
 
     def waiting(self, away: bool) -> None:
-        """Ignored: it is no figure of a step."""
+        """Do nothing: this is not a figure of a step."""
 
     def close(self) -> None:
         """Send the remaining figures."""
@@ -67,9 +67,11 @@ class TrackerRun:
 
 
 def open_tracker(name: str, run_dir: Path) -> TensorBoard | TrackerRun:
-    """The tracker of that name. Raises InvalidRequestError where it is unknown, missing or cannot start."""
+    """The tracker of that name. Raises InvalidRequestError if it is unknown, missing or cannot start."""
     if name not in TRACKERS:
-        raise InvalidRequestError(f"--log-to has an unknown tracker: it takes {', '.join(TRACKERS)}")
+        raise InvalidRequestError(
+            f"--log-to names an unknown tracker: the known ones are {', '.join(TRACKERS)}"
+        )
     try:
         module = import_module(TRACKERS[name])
     except ImportError as error:
@@ -84,7 +86,7 @@ def open_tracker(name: str, run_dir: Path) -> TensorBoard | TrackerRun:
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, float]:
-    """The row's numbers, one name each: `held_out/greedy`, `seconds/rollout`; the step is not one of them."""
+    """The row's numbers without the step, under names such as `held_out/greedy` and `seconds/rollout`."""
     found: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):

@@ -44,9 +44,10 @@ class Workers:
         return fully_shard(model, mesh=mesh)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part. The parts of all processes, in order, are the whole.
+        """This process's part of `items`. The parts of all processes, in order, give all items.
 
-        They are equal where the count divides it: then all processes run as many forwards, as FSDP must.
+        If the count of processes divides their number, all parts have the same size. Then all processes run
+        the same number of forward passes, which FSDP requires.
         """
         size = -(-len(items) // self.count)
         return items[self.rank * size : (self.rank + 1) * size]
@@ -60,7 +61,7 @@ class Workers:
         return values
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has reached this point."""
         self.gather(None)
 
     def sum(self, value: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # Together: a process that leaves the group while another still uses it can end that one.
+        # All leave together: a process that leaves the group early can end one that still uses it.
         if kind is None and self.count > 1 and distributed.is_initialized():
             self.wait()
         self.close()

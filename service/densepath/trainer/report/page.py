@@ -39,7 +39,7 @@ STEP_COLUMNS = {
 def write_report(directory: Path, output: Path | None = None) -> Path:
     """Write `report.html` and `report/*.png` into `output`, or into the run itself; the page's path.
 
-    Raises InvalidRequestError where `directory` is no run of `densepath train` or has no step yet.
+    Raises InvalidRequestError if `directory` is no run of `densepath train` or has no step yet.
     """
     run = read_run(directory)
     output = directory if output is None else output

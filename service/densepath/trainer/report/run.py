@@ -67,7 +67,7 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read the run in `directory`. Raises InvalidRequestError where it is no run or has no step yet."""
+    """Read the run in `directory`. Raises InvalidRequestError if it is no run or has no step yet."""
     manifest = _manifest(directory)
     metrics = directory / METRICS
     rows = [row for _, row in _objects(metrics)] if metrics.exists() else []

@@ -21,12 +21,12 @@ def decode(
     eos_ids: frozenset[int],
     vocab_size: int | None = None,
 ) -> list[Rollout]:
-    """Decode one response per prompt from p ∝ prod_m p_m^weight_m, token by token; greedily without seeds.
+    """Decode one response per prompt from p ∝ prod_m p_m^weight_m, token by token, or greedily.
 
-    `weighted_models` has one (1, policy) for the policy itself; (1 + alpha, sft) and (-alpha, reference)
-    for pi_sft (pi_sft / pi_ref)^alpha. Ids from `vocab_size` on, the padded
-    rows of an embedding, are never drawn where it is given. A seed decides its own
-    response alone: its noise does not hang on the batch. Log-probabilities are of the product, in nats.
+    `weighted_models` is (1, policy) for the policy itself, and (1 + alpha, sft) and (-alpha, reference) for
+    pi_sft (pi_sft / pi_ref)^alpha. If `vocab_size` is given, ids from it on, which are the padded rows of an
+    embedding, are never drawn. A seed affects its own response only: its noise does not depend on the batch.
+    Log-probabilities are those of the product, in nats.
     """
     device = weighted_models[0][1].device
     width = max(map(len, prompt_ids_N))

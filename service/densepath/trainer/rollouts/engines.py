@@ -33,8 +33,8 @@ def build_generator(
 ) -> RolloutGenerator:
     """A generator from the checkpoint in `directory`, with at most `max_new_tokens` per response.
 
-    `processes` is how many train together, each with a generator of its own. `max_model_len` counts a prompt
-    and its response.
+    `processes` is the number of processes that train together, each with its own generator. `max_model_len`
+    counts the tokens of a prompt and its response.
     """
     if kind is RolloutEngine.TRANSFORMERS:
         from densepath.trainer.rollouts.transformers import TransformersGenerator

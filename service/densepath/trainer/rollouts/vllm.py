@@ -14,8 +14,8 @@ from torch import Tensor
 
 from densepath.trainer.types import Rollout
 
-# Before vllm is imported. In this process, the schedule of a step depends on the step alone, so a resumed run
-# samples the same ids; and weights are passed as tensors.
+# Set before vllm is imported: the engine must run in this process. There, the schedule of a step depends on
+# the step only, so a resumed run samples the same ids, and weights can be passed as tensors.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -35,8 +35,8 @@ from vllm import LLM, SamplingParams
 class VllmGenerator:
     """A copy of the policy in a vLLM engine of its own.
 
-    Where several processes train, each has an engine, and `external_launcher` makes vLLM live with their
-    process group.
+    If several processes train, each has its own engine, and `external_launcher` makes vLLM accept the
+    process group that exists.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class VllmGenerator:
         )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the weights, and drop everything that the cache has of the old ones."""
+        """Replace the weights, and drop everything that was cached with the old ones."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache: rollouts would mix two policies")
+            raise RuntimeError("vLLM did not clear its prefix cache, so rollouts would mix two policies")
 
     def close(self) -> None:
         """Free the engine."""

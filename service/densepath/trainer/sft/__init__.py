@@ -1,1 +1,1 @@
-"""Supervised fine-tuning that makes a pair: checkpoints at shares of the samples."""
+"""Supervised fine-tuning that makes a pair, with checkpoints at shares of the samples."""

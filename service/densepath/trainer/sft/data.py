@@ -18,7 +18,7 @@ from densepath.trainer.sft.trl import pack_dataset
 
 @dataclass(frozen=True)
 class Ordered:
-    """Rows for TRL, taken from the first to the last; `samples_S[s]` demonstrations are seen after step s."""
+    """Rows for TRL, taken from the first to the last; after step s, `samples_S[s]` have been seen."""
 
     rows: Any
     samples_S: list[int]
@@ -32,7 +32,7 @@ class Ordered:
 def order(sequences: ListLike[Sequence], max_length: int, settings: SftSettings) -> Ordered:
     """All epochs in sequence, each in its own order, so that every batch except the last is full.
 
-    With packing a row holds several demonstrations, of `max_length` tokens in all at most.
+    With packing, a row holds several demonstrations with at most `max_length` tokens in total.
     """
     rows = Dataset.from_dict(to_columns(sequences))
     samples_R = np.ones(len(rows), dtype=np.int64)

@@ -1,9 +1,9 @@
-"""Demonstrations as token ids: exactly the ids that the service makes of the same conversation.
+"""Demonstrations as token ids: exactly the ids that the service makes from the same conversation.
 
-They are tokenised here and not by TRL. TRL tokenises prompt and answer as one text, in which tokens may merge
-across the boundary, and of a conversation it takes for the end whatever the chat template prints after the
-answer: with many templates that is a line break after the EOS token, with some no EOS at all. The service
-tokenises each side on its own and joins them, and a model that is rewarded by it must learn the same.
+They are tokenised here and not by TRL. TRL tokenises prompt and answer as one text, so tokens may merge
+across the boundary. In a conversation, TRL learns whatever the chat template prints after the answer as its
+end. Many templates print a line break after the EOS token, and some print no EOS token at all. The service
+tokenises prompt and response separately and joins them, and a model that it rewards must learn the same ids.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Demonstrations:
 def read_demonstrations(path: Path, fast_tokenizer: Any) -> list[Sequence]:
     """The demonstrations of a file. The scored tokens are those of the response and the EOS token after it.
 
-    Chat goes through the chat template with a generation prompt, as in the service's chat form; text is
-    tokenised as in its text form. EOS comes once: a response that is written with it gets no second one.
+    Chat is rendered by the chat template with a generation prompt, as in the service's chat form. Text is
+    tokenised as in the service's text form. A response that already ends with EOS gets no second one.
     Raises InvalidRequestError, which names the file and the line.
     """
     if fast_tokenizer.eos_token is None:
@@ -58,7 +58,7 @@ def read_demonstrations(path: Path, fast_tokenizer: Any) -> list[Sequence]:
 def split(
     sequences: ListLike[Sequence], share: float, seed: int
 ) -> tuple[ListLike[Sequence], ListLike[Sequence]]:
-    """Split into those to learn from and those held out: a random `share`, at least one."""
+    """Split into sequences to learn from and held-out ones: a random `share`, at least one."""
     held_out = max(1, round(share * len(sequences)))
     if held_out >= len(sequences):
         raise InvalidRequestError(f"{len(sequences)} demonstrations are too few to hold some out")

@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 def make_directory(run: Path) -> None:
-    """Make the directory, and the one for snapshots in it. Raises InvalidRequestError where it exists."""
+    """Make the directory, and the one for snapshots in it. Raises InvalidRequestError if it exists."""
     try:
         run.mkdir(parents=True)
         (run / SNAPSHOTS).mkdir()
@@ -35,7 +35,7 @@ def make_directory(run: Path) -> None:
 
 
 def share_name(share: float) -> str:
-    """The directory of the checkpoint at a share: share-0.50."""
+    """The name of the directory of the checkpoint at a share, for example share-0.50."""
     return f"share-{share:.2f}" if share == round(share, 2) else f"share-{share}"
 
 
@@ -46,7 +46,7 @@ def make_manifest(
     watch: Watch,
     steps: Mapping[float, int],
 ) -> dict[str, Any]:
-    """The manifest; `steps` are those of the checkpoints between base and final, by their shares."""
+    """The manifest. `steps` has the step of each checkpoint between base and final, by its share."""
     shares = [(share_name(share), share, step) for share, step in steps.items()]
     made = [(BASE, 0.0, 0), *shares, (FINAL, 1.0, watch.kept)]
     return {

@@ -28,8 +28,8 @@ def load_trainable(settings: SftSettings) -> Any:
 def write_checkpoint(settings: SftSettings, parameters: Parameters, directory: Path) -> None:
     """Write the base model with the trained `parameters` in it, adapters merged, and the tokenizer.
 
-    In the dtype that the base is stored in. The configs' EOS ids get the tokenizer's, which the SFT
-    teaches, where they lack it.
+    The dtype is the one in which the base is stored. If the EOS ids of the configs lack that of the
+    tokenizer, which SFT teaches, it is added.
     """
     model, tokenizer = _load(settings.base, "auto"), load_tokenizer(settings.base)
     if parameters and settings.lora_rank is not None:

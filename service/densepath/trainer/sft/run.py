@@ -1,7 +1,7 @@
 """`densepath sft`: supervised fine-tuning that also saves the checkpoints that can be a reference.
 
-TRL trains. Added is one thing: checkpoints at shares of the samples that the final checkpoint has seen, and
-the base model with the SFT's tokenizer, so that each is a pair with the final one.
+TRL does the training. This module adds checkpoints at shares of the samples that the final checkpoint has
+seen, and the base model with the tokenizer of the SFT. Each of them is a pair with the final checkpoint.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from densepath.trainer.sft.snapshots import Snapshots, steps_at
 from densepath.trainer.sft.trl import Sft
 from densepath.trainer.sft.watch import Watch
 
-_LONGEST = 2048  # tokens, where --max-length is not given
-_LOG_ROWS = 200  # at least, of a run that has so many steps and does not validate
+_LONGEST = 2048  # tokens, if --max-length is not given
+_LOG_ROWS = 200  # at least, if a run has so many steps and does not validate
 
 
 def fine_tune(settings: SftSettings, say: Console) -> SftRun:
     """Make a run directory. A run that is killed leaves a directory that does not count as a run.
 
-    Raises InvalidRequestError for what is wrong with the settings, the base model or the demonstrations,
-    before anything is written, and where SFT never has a lower validation loss than the base model;
-    NonFiniteStepError where a loss is not finite.
+    Raises InvalidRequestError, before anything is written, if the settings, the base model or the
+    demonstrations are wrong, and at the end, if SFT never has a lower validation loss than the base model;
+    NonFiniteStepError if a loss is not finite.
     """
     base = _check(settings)
     max_length = settings.max_length or min(base.config.context_length, _LONGEST)
@@ -61,20 +61,20 @@ def fine_tune(settings: SftSettings, say: Console) -> SftRun:
 
 
 def _check(settings: SftSettings) -> WholeCheckpoint:
-    """The base model, after everything is checked that can be checked without loading it."""
+    """Check everything that can be checked without loading the base model, and return it."""
     if settings.run.exists():
-        raise InvalidRequestError(
-            f"--run {settings.run} exists: name a directory that does not, or remove it"
-        )
+        raise InvalidRequestError(f"--run {settings.run} exists: give a new directory, or remove this one")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.cuda.device_count() > 1:
         raise InvalidRequestError(
             "densepath sft runs in one process on one GPU: start it without a launcher, "
-            "and with CUDA_VISIBLE_DEVICES=0 where there are more"
+            "and with CUDA_VISIBLE_DEVICES=0 if there are several GPUs"
         )
     base = require_checkpoint(settings.base, "--base")
     limit = base.config.context_length
     if settings.max_length is not None and settings.max_length > limit:
-        raise InvalidRequestError(f"--max-length {settings.max_length} is over the model's {limit} tokens")
+        raise InvalidRequestError(
+            f"--max-length {settings.max_length} is above the model's context length of {limit} tokens"
+        )
     return base
 
 
@@ -89,15 +89,16 @@ def _read(settings: SftSettings, tokenizer: Any, max_length: int, say: Console) 
     too_long = len(learned) + len(held_out) - sum(map(len, short))
     if not short[0] or (settings.validates and not short[1]):
         raise InvalidRequestError(
-            f"every demonstration is over {max_length} tokens: give a larger --max-length"
+            f"all demonstrations to learn from, or all to validate on, have more than {max_length} tokens: "
+            "give a larger --max-length"
         )
     if too_long:
-        say.print(f"left out: {too_long} demonstrations over {max_length} tokens (--max-length)")
+        say.print(f"left out: {too_long} demonstrations with more than {max_length} tokens (--max-length)")
     return Demonstrations(short[0], short[1], too_long)
 
 
 def _plan(settings: SftSettings, ordered: Ordered) -> Snapshots:
-    """The steps whose weights are kept. Raises InvalidRequestError for a share before the first step."""
+    """The steps whose weights are kept. Raises InvalidRequestError for a share below one step."""
     ends = {ordered.steps}
     if settings.patience is not None:
         ends |= set(range(settings.validate_every, ordered.steps, settings.validate_every))
@@ -144,7 +145,7 @@ def _train(
     base_loss = watch.losses.get(0, math.inf)
     if settings.patience is not None and watch.losses[watch.kept] >= base_loss:
         raise InvalidRequestError(
-            f"SFT never got below the base model's validation loss of {base_loss:.4f} nats per token: "
+            f"SFT never had a lower validation loss than the base model's {base_loss:.4f} nats per token: "
             "lower --learning-rate, validate more often, or give other demonstrations"
         )
     return watch

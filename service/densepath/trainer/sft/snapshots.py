@@ -1,7 +1,8 @@
 """Choosing which steps of an SFT run become checkpoints, and keeping their weights until that is known.
 
-The shares count from the samples of the kept step. With early stopping that is any validated step, known at
-the end alone, so the steps that each of them would ask for are kept while it may still be the one.
+The shares refer to the samples that the kept step has seen. With early stopping, any validated step may be
+the kept one, and only the end of the run decides. Until then, the weights that each candidate needs are
+stored.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ Parameters = dict[str, Tensor]
 def steps_at(shares: Sequence[float], kept: int, samples_S: Sequence[int]) -> dict[float, int]:
     """For each share, above 0, the last step with at most that share of the samples of the step `kept`.
 
-    `samples_S[s]` is how many samples have been seen after step s. Raises InvalidRequestError where a share
+    `samples_S[s]` is how many samples have been seen after step s. Raises InvalidRequestError if a share
     comes before the end of the first step.
     """
     steps = {}
     for share in shares:
-        samples = share * samples_S[kept] + 1e-6  # whole numbers survive the product: 0.29 * 100 is below 29
+        samples = share * samples_S[kept] + 1e-6  # rounding: 0.29 * 100 is below 29
         steps[share] = bisect_right(samples_S, samples, hi=kept + 1) - 1
         if steps[share] == 0:
             raise InvalidRequestError(
                 f"--checkpoint-at {share:g} of {samples_S[kept]} samples comes before the end of the first "
-                f"step, of {samples_S[1]}: give a larger share, a smaller --batch-size, more steps or, where "
-                "SFT may stop early, a larger --validate-every"
+                f"step, which takes {samples_S[1]} samples: give a larger share, a smaller --batch-size, "
+                "more steps or, if SFT may stop early, a larger --validate-every"
             )
     return steps
 
@@ -42,7 +43,7 @@ class Snapshots:
     """The trained parameters after each step that may become a checkpoint, one file per step in `folder`."""
 
     def __init__(self, folder: Path, wanted: Mapping[int, set[int]]) -> None:
-        """`wanted[end]` are the steps that become checkpoints where `end` is the step that is kept."""
+        """`wanted[end]` are the steps that become checkpoints if `end` is the kept step."""
         self._folder, self._wanted = folder, wanted
         self._steps = set().union(*wanted.values())
 

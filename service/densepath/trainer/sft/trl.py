@@ -67,7 +67,7 @@ class Sft(SFTTrainer):  # type: ignore[misc]  # TRL carries no types
         return total / count
 
     def _send_telemetry(self) -> None:
-        pass  # no run is reported to anyone
+        pass  # nothing about a run is sent to anyone
 
 
 def _config(folder: Path, settings: SftSettings, log_every: int) -> Any:
