@@ -50,7 +50,7 @@ def test_a_string_may_hold_what_python_takes_for_line_ends(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["p.parquet", "directory"])
 def test_a_row_without_a_line_is_named_by_its_number(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, [{"prompt": "one"}, {"answer": "1"}])
-    with pytest.raises(InvalidRequestError, match=f"{name} row 2: give one of"):
+    with pytest.raises(InvalidRequestError, match=f"{name} row 2: give exactly one of"):
         read_prompts(path, TOKENIZER)
 
 
@@ -87,8 +87,8 @@ def test_a_chat_is_rendered_by_the_service_s_rules(name: str, tmp_path: Path) ->
     ("text", "message"),
     [
         ("", "no rows"),
-        ("{}\n", "p.jsonl line 1: give one of"),
-        ('{"prompt": "a"}\n{"prompt": "a", "messages": []}\n', "p.jsonl line 2: give one of"),
+        ("{}\n", "p.jsonl line 1: give exactly one of"),
+        ('{"prompt": "a"}\n{"prompt": "a", "messages": []}\n', "p.jsonl line 2: give exactly one of"),
         ('{"prompt_token_ids": []}\n', "p.jsonl line 1: the prompt is empty"),
         (
             '{"messages": [{"role": "user", "content": null}]}\n',

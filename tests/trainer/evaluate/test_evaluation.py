@@ -126,7 +126,7 @@ def test_a_checker_of_the_user(held_out: Path, tmp_path: Path):
 
 
 def test_what_cannot_be_answered_is_refused_before_it_is_tried(held_out: Path, tmp_path: Path):
-    with pytest.raises(InvalidRequestError, match="over the 64 tokens that model-0 takes"):
+    with pytest.raises(InvalidRequestError, match="than the 64 tokens of model-0's context"):
         _evaluate(held_out, _right_up_to(0), settings=_settings(max_new_tokens=62))
     with pytest.raises(InvalidRequestError, match=r"some\.jsonl line 3 has no answer"):
         _evaluate(write_prompts(tmp_path / "some.jsonl", ANSWERS[:2], count=4), _right_up_to(0))
@@ -159,7 +159,7 @@ def test_say_on_what(tmp_path: Path):
 
 def test_a_report_that_could_not_be_written_is_refused_at_once(held_out: Path, tmp_path: Path):
     settings = _settings(checkpoints=[tmp_path], held_out=held_out, output=tmp_path / "nowhere" / "out.json")
-    with pytest.raises(InvalidRequestError, match="make it first"):
+    with pytest.raises(InvalidRequestError, match="create it first"):
         run_evaluation(settings, SILENT, SILENT)
 
 

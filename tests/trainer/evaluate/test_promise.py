@@ -38,8 +38,8 @@ def test_the_highest_lower_bound_is_advised_for_each_way_of_decoding():
     )
     assert advice["greedy"] == {"reference": "base", "alpha": 2.0}
     assert advice["sampled"] == {"reference": "base", "alpha": 1.0}
-    assert "Greedy, reference base with alpha 2 (b = 0.5) promises most, +25.0" in advice["sentence"]
-    assert "Sampled, reference base with alpha 1 (b = 1) promises most, +20.0" in advice["sentence"]
+    assert "Greedy, reference base with alpha 2 (b = 0.5) promises most: +25.0" in advice["sentence"]
+    assert "Sampled, reference base with alpha 1 (b = 1) promises most: +20.0" in advice["sentence"]
     assert [choice["sampled"]["gain"]["value"] for choice in report["choices"]] == [0.2, 0.1, 0.01]
 
 

@@ -39,7 +39,7 @@ def test_the_difference_of_a_thing_and_itself_is_zero():
 
 
 def test_pairs_must_be_of_one_length():
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="same length"):
         estimate_difference(np.ones(3), np.ones(4))
 
 

@@ -200,7 +200,7 @@ def test_a_missing_tracker_is_an_error_before_the_run(
 
 
 def test_an_unknown_tracker_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="it takes tensorboard, wandb, trackio"):
+    with pytest.raises(InvalidRequestError, match="the known ones are tensorboard, wandb, trackio"):
         open_sinks(["mlflow"], None, tmp_path)
 
 

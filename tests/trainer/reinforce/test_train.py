@@ -224,7 +224,7 @@ def test_a_run_goes_on_only_with_its_own_settings_and_pair(
     with serving(*swapped, log=tmp_path / "log") as url:
         status, said = here(*given, "--url", url)
     assert status == 2, said
-    assert "serve that pair again" in said
+    assert "serve the first pair again" in said
 
 
 def test_a_service_that_is_not_there_ends_it_in_words(

@@ -129,7 +129,7 @@ def test_what_a_run_holds_is_text_and_never_markup(page: Page) -> None:
 def test_the_page_says_what_was_run_and_how_it_ended(page: Page) -> None:
     assert "Dense-Path REINFORCE, 20 steps" in page.text
     assert "Stopped after step 20: all 20 steps are done." in page.text
-    assert "pair 0123456789abcdef: log-probability of final less that of base" in page.text
+    assert "pair 0123456789abcdef: log-probability of final minus that of base" in page.text
     for name, value in (("kl", "0.5"), ("torch", version("torch")), ("reward_clip", "not set")):
         assert f"{name}{value}" in page.text
     assert "s3cret" not in page.source
@@ -145,7 +145,7 @@ def test_the_summary_has_first_last_and_highest(page: Page) -> None:
     reward = [make_row(step)["reward"] for step in range(1, 21)]
     highest = int(np.argmax(reward))
     want = f"{reward[0]:.3f} step 1{reward[-1]:.3f} step 20{reward[highest]:.3f} step {highest + 1}"
-    assert f"reward, nats a response{want}" in page.text
+    assert f"reward, nats per response{want}" in page.text
     assert "held-out accuracy, greedy, %55.2 step 160.0 step 2060.0 step 20" in page.text
 
 
@@ -176,7 +176,7 @@ def test_missing_parts_are_said_and_not_drawn(tmp_path: Path) -> None:
     write_lines(run / "metrics.jsonl", [row | {"seconds": {}} for row in rows])
     page = Page(write_report(run))
     for words in (
-        "This run has not stopped: it is going on, or was killed. Its last step so far is 1.",
+        "This run has not ended: it is still running, or it was killed. Its last step so far is 1.",
         "No step has checked held-out prompts",
         "The run kept no samples: samples.jsonl is missing or empty.",
         "EntropyThe run did not record it.",
@@ -192,10 +192,10 @@ def test_missing_parts_are_said_and_not_drawn(tmp_path: Path) -> None:
 def test_a_long_run_stays_a_page(tmp_path: Path) -> None:
     page = Page(write_report(write_run(tmp_path, steps=500, samples=8)))
     assert len(page.source) < 1_500_000
-    assert "2,000 of 4,000 responses drawn." in page.text
+    assert "2,000 of 4,000 responses are drawn." in page.text
     assert "60 of 500 steps, evenly chosen" in page.text
     assert "The strong line is the mean over 17 points." in page.text
-    assert "a bar is the mean of up to 3 steps" in page.text
+    assert "Each bar is the mean of up to 3 steps" in page.text
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
@@ -211,7 +211,10 @@ Damage = Callable[[Path], object]
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda run: (run / "manifest.json").unlink(), "is no run directory: it has no manifest.json"),
+        (
+            lambda run: (run / "manifest.json").unlink(),
+            "is not a run directory, because it has no manifest.json",
+        ),
         (lambda run: (run / "manifest.json").write_text('{"kind": "sft"}'), "of kind 'sft'"),
         (lambda run: (run / "manifest.json").write_text("{"), "manifest.json is not JSON"),
         (lambda run: (run / "manifest.json").write_text("[]"), "manifest.json is not a JSON object"),
@@ -224,7 +227,7 @@ Damage = Callable[[Path], object]
         (lambda run: (run / "metrics.jsonl").write_text("{}\n"), "no whole number under `step`"),
         (
             lambda run: (run / "samples.jsonl").write_text('{"step": 1}\n'),
-            "samples.jsonl line 1 is no sample",
+            "samples.jsonl line 1 is not a sample",
         ),
         (
             lambda run: write_lines(
@@ -236,7 +239,7 @@ Damage = Callable[[Path], object]
         (lambda run: (run / "evaluation.json").write_text('{"rows": []}'), "needs `columns` and `rows`"),
         (
             lambda run: (run / "evaluation.json").write_text('{"columns": ["a", "b"], "rows": [[1]]}'),
-            "each of its 2 columns",
+            "does not have 2 cells, one per column",
         ),
     ],
 )
@@ -263,7 +266,7 @@ def test_the_command_says_where_the_page_lies(
     monkeypatch.setattr("sys.argv", ["densepath", "report", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_share_is_of_the_kept_step_s_samples() -> None:
     assert steps_at([0.25, 0.5, 0.9], 4, samples_S) == {0.25: 1, 0.5: 2, 0.9: 3}
     assert steps_at([0.5], 5, samples_S) == {0.5: 2}, "at or below: 9 of 18 samples come after 8"
     assert steps_at([0.29], 100, list(range(101))) == {0.29: 29}
-    with pytest.raises(InvalidRequestError, match="before the end of the first step, of 4"):
+    with pytest.raises(InvalidRequestError, match="before the end of the first step, which takes 4 samples"):
         steps_at([0.2], 4, samples_S)
 
 

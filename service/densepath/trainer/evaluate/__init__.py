@@ -1,1 +1,1 @@
-"""Checkpoints compared on held-out prompts, and handed to other judges."""
+"""Compares checkpoints on held-out prompts, and writes their answers for other judges."""

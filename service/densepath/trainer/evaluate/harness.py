@@ -1,4 +1,4 @@
-"""A checkpoint handed to lm-evaluation-harness, which runs in a process of its own.
+"""Runs lm-evaluation-harness on a checkpoint, in a separate process.
 
 Source of the command line: EleutherAI/lm-evaluation-harness 0.4, docs/interface.md.
 """
@@ -23,12 +23,12 @@ def require_harness() -> None:
 
 
 def harness_command(directory: Path, tasks: str, arguments: str) -> list[str]:
-    """The command of the harness. `arguments` are further arguments of it, quoted as in a shell."""
+    """The command of the harness. `arguments` has further arguments for it, quoted as in a shell."""
     model = str(directory.resolve())
     if "," in model:
         raise InvalidRequestError(
-            f"{model} has a comma, which would end the argument for lm-evaluation-harness: move it, or "
-            "make a link"
+            f"{model} has a comma, which lm-evaluation-harness takes as the end of the argument: move the "
+            "directory, or make a link to it"
         )
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model}"]
     return [*command, "--tasks", tasks, *shlex.split(arguments)]

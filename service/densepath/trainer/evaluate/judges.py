@@ -1,23 +1,24 @@
-"""Answers as files for the tools of AlpacaEval, MT-Bench and Arena-Hard, which judge them elsewhere.
+"""Writes answers as files for the tools of AlpacaEval, MT-Bench and Arena-Hard, which judge them.
 
     alpaca_eval/NAME.json               AlpacaEval 0.6.6: `--model_outputs`
     mt_bench/model_answer/NAME.jsonl    FastChat 0.2.36: data/mt_bench/model_answer/
     arena_hard/model_answer/NAME.jsonl  Arena-Hard-Auto v2.0: data/arena-hard-v2.0/model_answer/
 
-What each file must hold was read off the code that reads it:
+The form of each file was taken from the code that reads it:
 - tatsu-lab/alpaca_eval at cd543a1, src/alpaca_eval/main.py `evaluate` and annotators/pairwise_evaluator.py:
-  a list of rows with `instruction`, by which they are joined to the reference's, `output` and `generator`.
+  a list of rows with `output`, `generator` and `instruction`, by which a row is joined to the reference's.
 - lm-sys/FastChat at 0e6d3e4, fastchat/llm_judge/common.py `load_model_answers` and `run_judge_single`: the
-  model's name is the file's, a row is found by `question_id` (81 to 160, numbers), and
+  model's name is the file's name, a row is found by `question_id` (81 to 160, numbers), and
   `choices[0].turns` is read.
 - lmarena/arena-hard-auto at 196f6b8, utils/completion.py `load_model_answers` and gen_judgment.py
   `pairwise_judgment`: a row is found by `uid`, and `messages[-1].content.answer` is read.
 
-A prompt's `id` is its `question_id` and `uid`, its row's number where it has none. These answers are greedy;
-each tool decodes in a way of its own by default. Not covered:
-- MT-Bench's second question comes after the answer to the first, and one evaluation answers one turn. With
-  the first answers in `messages`, a second evaluation's file has both: assistant turns are earlier turns.
-- AlpacaEval is one turn: its `instruction` is the last user message.
+A prompt's `id` becomes `question_id` and `uid`; a prompt without an id gets the number of its row. These
+answers are decoded greedily, while each tool by default decodes in its own way. Limits:
+- MT-Bench's second question follows the answer to the first, but one evaluation answers one turn. Put the
+  first answers into `messages` and evaluate again: the second file then has both turns, because assistant
+  messages count as earlier turns.
+- AlpacaEval has one turn: its `instruction` is the last user message.
 - Arena-Hard's style control needs `metadata`, which its utils/add_markdown_info.py adds to the file.
 """
 
@@ -38,7 +39,7 @@ AnswerRow = dict[str, Any]
 
 def write_answers(directory: Path, name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
     """Write the answers of one checkpoint, one per prompt, for all three tools. `name` names the model."""
-    name = name.replace("/", "-")  # it is a file's name, by which two of the tools know the model
+    name = name.replace("/", "-")  # it is a file's name, from which two of the tools take the model's
     pairs = list(zip(prompts, texts, strict=True))
     alpaca = [alpaca_eval_row(prompt, text, name) for prompt, text in pairs]
     _write(directory / "alpaca_eval" / f"{name}.json", json.dumps(alpaca, ensure_ascii=False, indent=1))

@@ -1,6 +1,6 @@
-"""`densepath probe`: what a reference promises over plain SFT, before RL is paid for.
+"""`densepath probe`: what a reference promises over plain SFT, before any RL.
 
-Maximising the expected rewards r_t = log pi_sft - log pi_ref less b KL(pi || pi_sft) has the optimum
+Maximising the expected sum of r_t = log pi_sft - log pi_ref, minus b KL(pi || pi_sft), has the optimum
 
     pi ∝ pi_sft (pi_sft / pi_ref)^alpha,    alpha = 1/b,
 
@@ -8,8 +8,8 @@ over whole responses: pi_sft exp(sum of r_t / b), normalised. Decoding it token 
 
     log p = (1 + alpha) log p_sft - alpha log p_ref + constant.
 
-That is another distribution, since each token is normalised by itself, but it leans the same way: where it
-gains nothing, the ratio of the pair hardly tells better responses from worse ones.
+This is a different distribution, because each token is normalised by itself, but it changes p_sft in the same
+direction. If it gains nothing, the ratio of the pair hardly separates better responses from worse ones.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def probe(
     settings: ProbeSettings,
     say: Console,
 ) -> list[Choice]:
-    """Plain SFT's answers, each alpha's without a reference, then each reference's and alpha's.
+    """The answers of plain SFT, of each alpha without a reference, then of each reference with each alpha.
 
-    A prompt's noise under a seed is the same in all of them.
+    A seed gives a prompt the same noise in all of them.
     """
     seeds = range(settings.seeds)
     rounds = (1 + len(seeds)) * (1 + len(references) * len(alphas)) + len(seeds) * len(alphas)
@@ -129,7 +129,7 @@ def probe(
         sft = load_model(subject.directory)
         plain = greedy((1.0, sft))
         choices = [Choice(None, 0.0, plain, sampled((1.0, sft)))]
-        # Without a reference the most likely token stays the most likely one.
+        # Without a reference the most likely token stays the same, and so do greedy answers.
         choices += [Choice(None, alpha, plain, sampled((1.0 + alpha, sft))) for alpha in alphas]
         for name, directory in references.items():
             reference = load_model(directory)
@@ -160,7 +160,7 @@ def generator(weighted_models: Sequence[WeightedModel], subject: Subject, max_ne
 
 
 def load_model(directory: Path) -> Any:
-    """A checkpoint in transformers, fp32, on the GPU where there is one."""
+    """A checkpoint in transformers, fp32, on the GPU if there is one."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(

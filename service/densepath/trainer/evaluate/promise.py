@@ -1,8 +1,9 @@
 """What the figures of a probe mean: gains over plain SFT, and the advice that follows.
 
-A product with a reference also sharpens: p_sft^(1 + alpha) alone, without a reference, is sampled to be right
-more often than p_sft where its mode is. So that a gain from sharpening is not taken for the reference's, each
-alpha is also decoded without one. Greedily that changes nothing, and a greedy gain is the reference's alone.
+Decoding with a reference also sharpens. If the mode of p_sft is right, samples from p_sft^(1 + alpha),
+without a reference, are right more often than samples from p_sft. To separate this gain from that of the
+reference, each alpha is also decoded without a reference. Sharpening does not change greedy decoding, so a
+greedy gain comes from the reference only.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from densepath.trainer.evaluate.settings import ProbeSettings
 from densepath.trainer.evaluate.statistics import estimate_difference
 from densepath.trainer.evaluate.tables import GREEDY, SAMPLED, points
 
-#: An interval that holds for every choice together reaches far into the tails.
+#: Many, because an interval that holds for all choices together needs quantiles far in the tails.
 RESAMPLES = 10_000
 
 RULE = (
-    "for each way of decoding, the choice whose gain on plain SFT has the highest lower bound, where that is "
+    "for each way of decoding, the choice whose gain over plain SFT has the highest lower bound, if that is "
     "above 0; the bounds are those of intervals that hold for all choices and both ways together with 95 % "
     "(Bonferroni)"
 )
@@ -44,7 +45,7 @@ class Choice:
 
 
 def probe_report(choices: Sequence[Choice], prompts: int, settings: ProbeSettings) -> Found:
-    """Everything that was found, as JSON takes it. `choices` begins with plain SFT."""
+    """All results as JSON values. `choices` begins with plain SFT."""
     plain, *others = choices
     comparisons = 2 * sum(choice.reference is not None for choice in others)
     found = [_figures(choice, plain, comparisons) for choice in others]
@@ -55,7 +56,7 @@ def probe_report(choices: Sequence[Choice], prompts: int, settings: ProbeSetting
         "densepath": densepath.__version__,
         "settings": asdict(settings),
         "prompts": prompts,
-        "intervals": "95 %, prompts resampled, gains paired by prompt, seeds averaged within a prompt",
+        "intervals": "95 %, bootstrap over prompts, gains paired by prompt, samples averaged first",
         "plain": {how: summary(answers) for how, answers in plain.rounds().items()},
         "sharpened": list(sharpened.values()),
         "choices": offered,
@@ -64,9 +65,9 @@ def probe_report(choices: Sequence[Choice], prompts: int, settings: ProbeSetting
 
 
 def recommend(offered: Sequence[Found], sharpened: Mapping[float, Found]) -> Found:
-    """What the figures advise, by `RULE`: for each way of decoding a reference and an alpha, or None twice.
+    """The advice by `RULE`: for each way of decoding, a reference and an alpha, or None for both.
 
-    `sharpened` has, for each alpha, what it gives without a reference.
+    `sharpened` has the results of each alpha without a reference.
     """
     advice: Found = {"rule": RULE}
     sentences = []
@@ -76,14 +77,14 @@ def recommend(offered: Sequence[Found], sharpened: Mapping[float, Found]) -> Fou
         gain = points({"value": best[how]["gain"]["value"], "interval": best[how]["joint_interval"]})
         where = f"reference {best['reference']} with alpha {best['alpha']:g} (b = {best['b']:g})"
         if promised:
-            sentence = f"{how}, {where} promises most, {gain} points on plain SFT"
+            sentence = f"{how}, {where} promises most: {gain} points over plain SFT"
         else:
             sentence = (
                 f"{how}, no reference promises a gain: the best bound is that of {where}, {gain} points"
             )
         if promised and how == SAMPLED:
             alone = points(sharpened[best["alpha"]][SAMPLED]["gain"])
-            sentence += f", where the same alpha without a reference, which only sharpens, gives {alone}"
+            sentence += f"; the same alpha without a reference, which only sharpens, gives {alone}"
         advice[how] = {
             "reference": best["reference"] if promised else None,
             "alpha": best["alpha"] if promised else None,

@@ -1,4 +1,4 @@
-"""The responses of a checkpoint to held-out prompts, and how right each is."""
+"""The responses of a checkpoint to held-out prompts, and their scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Generate = Callable[[Sequence[Sequence[int]], Sequence[int] | None], Iterable[Ro
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint that answers: what is needed to generate from it and to read what it says."""
+    """A checkpoint to evaluate: what is needed to generate from it and to decode its responses."""
 
     name: str
     directory: Path
@@ -41,7 +41,7 @@ class Answers:
     """One response to each of N prompts.
 
     `score_N` float64 is 0 (wrong) to 1 (right), `length_N` int64 counts tokens with EOS, `ended_N` bool is
-    False where a response was cut at the limit.
+    False if a response was cut at the limit.
     """
 
     text_N: tuple[str, ...]
@@ -51,7 +51,7 @@ class Answers:
 
 
 def open_subject(directory: Path, name: str) -> Subject:
-    """The checkpoint of a model directory. Raises InvalidRequestError with all that is wrong."""
+    """The checkpoint of a model directory. Raises InvalidRequestError with all problems."""
     found = require_checkpoint(directory)
     return Subject(
         name=name,
@@ -65,10 +65,10 @@ def open_subject(directory: Path, name: str) -> Subject:
 
 
 def name_directories(directories: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart. Raises InvalidRequestError if two are one."""
+    """The shortest distinct ends of the paths. Raises InvalidRequestError if two are equal."""
     parts = [directory.resolve().parts for directory in directories]
     if len(set(parts)) < len(parts):
-        raise InvalidRequestError("a directory is given twice: each must be another")
+        raise InvalidRequestError("a directory is given twice: give each directory once")
     names: list[str] = []
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -78,16 +78,16 @@ def name_directories(directories: Sequence[Path]) -> list[str]:
 
 
 def require_room(prompts: Sequence[Prompt], subject: Subject, max_new_tokens: int) -> int:
-    """The most tokens of a prompt and its response.
+    """The largest number of tokens of a prompt and its response together.
 
     Raises InvalidRequestError if that is over the context length.
     """
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if longest + max_new_tokens > subject.context_length:
         raise InvalidRequestError(
-            f"the longest prompt has {longest} tokens, and with --max-new-tokens {max_new_tokens} it is over "
-            f"the {subject.context_length} tokens that {subject.name} takes: lower --max-new-tokens, or "
-            "leave that prompt out"
+            f"the longest prompt has {longest} tokens, which with --max-new-tokens {max_new_tokens} is more "
+            f"than the {subject.context_length} tokens of {subject.name}'s context: lower --max-new-tokens, "
+            "or leave that prompt out"
         )
     return longest + max_new_tokens
 
@@ -100,10 +100,10 @@ def answer(
     tokenizer: Tokenizer,
     tick: Callable[[], object],
 ) -> Answers:
-    """One response to each prompt, greedy without a seed; `tick` is called once a response.
+    """One response to each prompt, greedy without a seed. `tick` is called once per response.
 
-    A seed gives each prompt noise of its own, the same for whatever generates: responses of two models to
-    one prompt under one seed are a pair.
+    A seed gives each prompt its own noise, which does not depend on the model. So the responses of two models
+    to one prompt under one seed are a pair.
     """
     seeds_N = None if seed is None else rollout_seeds(seed, 0, len(prompts))
     rollout_of: dict[int, Rollout] = {}
@@ -127,7 +127,7 @@ def mean_score(answers: Sequence[Answers]) -> Floats:
 
 
 def summary(answers: Sequence[Answers]) -> dict[str, Any]:
-    """What several rounds of responses to the same prompts come to, as JSON takes it."""
+    """The results of several rounds of responses to the same prompts, as JSON values."""
     accuracy = estimate_mean(mean_score(answers))
     return {
         "accuracy": accuracy.value,

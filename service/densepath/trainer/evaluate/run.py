@@ -1,4 +1,4 @@
-"""`densepath eval`: what checkpoints do on held-out prompts, and whether they differ."""
+"""`densepath eval`: how accurate checkpoints are on held-out prompts, and whether they differ."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from densepath.trainer.prompts import read_prompts
 from densepath.trainer.rollouts.engines import build_generator
 from densepath.trainer.types import Prompt, RolloutGenerator
 
-#: Makes what generates from a subject, for so many tokens of prompt and response.
+#: Builds the generator of a subject, for at most this many tokens of a prompt and its response.
 Build = Callable[[Subject, int], RolloutGenerator]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A checkpoint's answers to the prompts, which are tokenised as it does it."""
+    """A checkpoint's answers to the prompts, which its own tokenizer has tokenised."""
 
     subject: Subject
     prompts: Sequence[Prompt]
@@ -59,9 +59,9 @@ class Evaluated:
 
 
 def run_evaluation(settings: EvalSettings, say: Console, show: Console) -> None:
-    """All that `densepath eval` does: progress on `say`, results on `show` and in the files asked for."""
+    """Run `densepath eval`: progress goes to `say`, results go to `show` and to the output files."""
     if settings.held_out is None and settings.lm_eval is None:
-        raise InvalidRequestError("say on what: --held-out FILE, --lm-eval TASKS, or both")
+        raise InvalidRequestError("give --held-out FILE, --lm-eval TASKS, or both")
     require_place(settings.output)
     if settings.lm_eval is not None:
         require_harness()
@@ -86,7 +86,7 @@ def _on_held_out(held_out: Path, settings: EvalSettings, say: Console, show: Con
 
 
 def builder(settings: EvalSettings) -> Build:
-    """What generates, as the settings ask for it, in each checkpoint's own dtype where vLLM runs them."""
+    """Builds generators with the chosen engine. vLLM runs each checkpoint in its own dtype."""
 
     def build(subject: Subject, tokens: int) -> RolloutGenerator:
         return build_generator(
@@ -107,7 +107,7 @@ def evaluate(
 ) -> list[Evaluated]:
     """Each subject's answers to the same prompts, under the same seeds.
 
-    Whatever can be refused is refused before anything is generated.
+    All checks are made before anything is generated.
     """
     checker = Checker(settings.checker)
     prompts = [read_prompts(held_out, subject.tokenizer) for subject in subjects]
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def eval_report(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[str, Any]:
-    """Everything that was found, as JSON takes it: accuracies, differences to the first, every response."""
+    """All results as JSON values: accuracies, differences from the first checkpoint, every response."""
     first = evaluated[0].rounds()
     checkpoints = []
     for one in evaluated:
@@ -148,7 +148,7 @@ def eval_report(evaluated: Sequence[Evaluated], settings: EvalSettings) -> dict[
         "densepath": densepath.__version__,
         "settings": asdict(settings),
         "prompts": len(evaluated[0].prompts),
-        "intervals": "95 %, prompts resampled, differences paired by prompt, seeds averaged within a prompt",
+        "intervals": "95 %, bootstrap over prompts, differences paired by prompt, samples averaged first",
         "checkpoints": checkpoints,
     }
 

@@ -1,7 +1,7 @@
-"""Means over prompts with bootstrap intervals. Arithmetic on arrays; no model.
+"""Means over prompts with bootstrap intervals: arithmetic on arrays, without a model.
 
-What is resampled is prompts: they are what a held-out set is a sample of. Two checkpoints that answered the
-same prompts are compared prompt by prompt, and several samples of one prompt are averaged before.
+Prompts are resampled, because a held-out set is a sample of prompts. Two checkpoints that answered the same
+prompts are compared prompt by prompt. Several responses to one prompt are averaged first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Estimate:
 def estimate_mean(
     value_N: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """The mean of one value a prompt, float [N], with the percentile interval that holds `level`."""
+    """The mean of one value per prompt, float [N], with the percentile interval that holds `level`."""
     count_R_N = resample(len(value_N), resamples, seed)
     return Estimate(float(value_N.mean()), interval_of(count_R_N @ value_N / len(value_N), level))
 
@@ -38,12 +38,12 @@ def estimate_mean(
 def estimate_difference(
     value_N: Floats, other_N: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """The mean of `value_N - other_N`, paired: both float [N], an index is one prompt.
+    """The mean of `value_N - other_N`, paired: both float [N], with one prompt per index.
 
-    Raises ValueError if they are not of one length.
+    Raises ValueError if their lengths differ.
     """
     if len(value_N) != len(other_N):
-        raise ValueError("paired values must be of one length: an index is one prompt")
+        raise ValueError("paired values must have the same length: each index is one prompt")
     return estimate_mean(value_N - other_N, level=level, resamples=resamples, seed=seed)
 
 
@@ -56,7 +56,7 @@ def resample(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
 
 
 def interval_of(values: Sequence[float] | Floats, level: float = 0.95) -> Interval:
-    """The middle `level` of resampled values; those that are NaN, because undefined, are left out."""
+    """The interval with the middle `level` of resampled values. Undefined ones (NaN) are left out."""
     tail = 100 * (1 - level) / 2
     low, high = np.nanpercentile(values, (tail, 100 - tail))
     return float(low), float(high)

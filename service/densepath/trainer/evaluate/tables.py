@@ -1,4 +1,4 @@
-"""What `densepath eval` and `densepath probe` print and write of their reports."""
+"""How `densepath eval` and `densepath probe` print and write their reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Report = Mapping[str, Any]
 
 
 def eval_table(report: Report) -> Table:
-    """The accuracies, and the differences to the first checkpoint, with 95 % intervals."""
+    """The accuracies, and the differences from the first checkpoint, with 95 % intervals."""
     first, *others = report["checkpoints"]
     table = Table(Column("checkpoint", overflow="fold"), *_HOW, title=_title(report))
     for how in _HOW if others else ():
@@ -37,7 +37,7 @@ def eval_table(report: Report) -> Table:
 
 
 def probe_table(report: Report) -> Table:
-    """Each reference's and alpha's accuracies and gains on plain SFT, with 95 % intervals."""
+    """Accuracies of each reference and alpha, and gains over plain SFT, with 95 % intervals."""
     table = Table(Column("reference", overflow="fold"), "alpha", title=_title(report))
     for how in _HOW:
         table.add_column(how)
@@ -51,7 +51,7 @@ def probe_table(report: Report) -> Table:
 
 
 def points(difference: Report | None) -> str:
-    """A difference of shares in points, with its interval; empty where there is none."""
+    """A difference of shares in points, with its interval; empty if there is none."""
     if difference is None:
         return ""
     low, high = difference["interval"]
@@ -65,20 +65,20 @@ def progress_bar(say: Console) -> Progress:
 
 
 def require_place(path: Path | None) -> None:
-    """Refuse a file that could not be written, before there is work to lose."""
+    """Refuse a file that could not be written, before any work is done."""
     if path is not None and not path.resolve().parent.is_dir():
-        raise InvalidRequestError(f"--output {path} is in a directory that is not there: make it first")
+        raise InvalidRequestError(f"--output {path} is in a directory that does not exist: create it first")
 
 
 def write_json(path: Path, report: Report) -> None:
-    """Write a report with everything in it."""
+    """Write the complete report as JSON."""
     write_whole(path, json.dumps(report, ensure_ascii=False, indent=1, default=str).encode())
 
 
 def _title(report: Report) -> str:
     settings = report["settings"]
     checker = settings["checker"] or "exact match"
-    return f"Right by {checker}, in %: {report['prompts']} prompts, {settings['seeds']} samples of each"
+    return f"Right by {checker}, in %: {report['prompts']} prompts, {settings['seeds']} samples per prompt"
 
 
 def _accuracy(found: Report, how: str) -> str:

@@ -1,10 +1,10 @@
-"""`densepath report`: a run directory becomes one self-contained page, and PNGs of its charts.
+"""`densepath report`: writes one self-contained page about a run, and its charts as PNG files.
 
 run           the files of the run, checked
-measures      what the page says of them, as arithmetic
+measures      computes the figures that the page shows
 charts        the figures over the steps
-bias_charts   those of the bias check
-drawing       a figure as SVG that follows the reader's light or dark, and as PNG
-tokens        a sample's tokens, each on the colour of its reward
-page          all of it, through templates/report.html.j2
+bias_charts   the charts of the bias check
+drawing       a figure as PNG, and as SVG in the reader's light or dark colours
+tokens        the tokens of a sample, each with the colour of its reward
+page          the whole page, from templates/report.html.j2
 """

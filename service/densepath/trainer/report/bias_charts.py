@@ -1,4 +1,4 @@
-"""The charts of the bias check: does the pair pay for length, or for places in a response?"""
+"""The charts of the bias check: does the pair reward length, or positions in a response?"""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from densepath.trainer.report.drawing import Chart, axes, colour, lower_axes, pl
 from densepath.trainer.report.measures import lengths_and_sums, reward_by_position, spread
 from densepath.trainer.report.run import Run, Sample
 
-#: More points than this are a blot and a heavy page: an even choice of them is drawn.
+#: More points would be unreadable and make the page large, so an even selection is drawn.
 MOST_POINTS = 2000
 
 
 def length_bias_chart(run: Run) -> Chart:
-    """Sums of rewards against lengths, one point a sampled response."""
+    """Sums of rewards against lengths, one point per sampled response."""
     title = "Reward sum against length"
     if not run.samples:
         return Chart("bias_length", title, "The run kept no samples.")
@@ -28,9 +28,13 @@ def length_bias_chart(run: Run) -> Chart:
     ax.axhline(0, color=colour("quiet"), linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=2)
     part = (
-        "" if len(shown) == len(run.samples) else f"{len(shown):,} of {len(run.samples):,} responses drawn. "
+        ""
+        if len(shown) == len(run.samples)
+        else f"{len(shown):,} of {len(run.samples):,} responses are drawn. "
     )
-    caption = part + "If longer responses get larger sums whatever they say, points lie along a slope."
+    caption = (
+        part + "If longer responses get larger sums whatever their content, the points lie along a slope."
+    )
     alt = f"Scatter of the sum of rewards against the response's length, {len(shown)} responses."
     return Chart("bias_length", title, caption, alt, figure)
 
@@ -63,5 +67,8 @@ def position_bias_chart(run: Run) -> Chart:
         f"over {found.count_T[0]:.0f} responses; {found.mean_T[-1]:.3f} at the last, over "
         f"{found.count_T[-1]:.0f}."
     )
-    caption = "Mean over the responses that reach the position, with its 95 % interval; below, how many do."
+    caption = (
+        "Above: the mean over the responses that reach the position, with its 95 % interval. Below: how many "
+        "responses reach it."
+    )
     return Chart("bias_position", title, caption, alt, figure)

@@ -1,4 +1,4 @@
-"""The charts over the steps, each with a sentence on how to read it and a text for who cannot see it."""
+"""The charts over the steps. Each has a caption that explains it and a text for readers who cannot see it."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ class _Line:
 _REWARD = _Line(
     "reward",
     "Reward",
-    "nats a response",
-    "Mean sum of r_t over a learned response. It says how far the policy went where the pair points, not "
-    "whether that is right: it can rise while accuracy falls.",
+    "nats per response",
+    "Sum of r_t over a learned response, averaged over responses. It says how far the policy has moved in "
+    "the direction that the pair rewards, not whether answers are right: it can rise while accuracy falls.",
 )
 _KL = _Line(
     "kl",
     "KL to SFT",
-    "nats a response",
+    "nats per response",
     "Mean of log π − log p_sft over sampled responses: how far the policy has left the SFT model.",
 )
 _OBJECTIVE = _Line(
     "objective",
     "Objective: reward − b·KL",
-    "nats a response",
-    "What the run maximises: the reward less its KL term.",
+    "nats per response",
+    "What the run maximises: the reward minus its KL term.",
 )
 _ENTROPY = _Line(
     "entropy",
     "Entropy",
-    "nats a token",
-    "Of the policy, estimated from the sampled tokens. A fall towards 0 says that samples become alike.",
+    "nats per token",
+    "Entropy of the policy, estimated from the sampled tokens. If it falls towards 0, samples become alike.",
 )
 _GRADIENT = _Line(
-    "grad_norm", "Gradient norm", "before clipping", "Of the whole gradient, before it is clipped."
+    "grad_norm", "Gradient norm", "before clipping", "Norm of the whole gradient, before it is clipped."
 )
 
 
@@ -77,7 +77,7 @@ def time_chart(run: Run) -> Chart:
     by_phase = {name: second_S for name, second_S in phase_seconds(run).items() if second_S.any()}
     if not by_phase:
         return Chart("time", title, "The run recorded no times.")
-    figure, ax = axes(title, "seconds a step", height=3.0)
+    figure, ax = axes(title, "seconds per step", height=3.0)
     bars = np.array_split(run.step_S, min(len(run.rows), MOST_BARS))
     edges = np.array([*(steps[0] for steps in bars), run.step_S[-1] + 1]) - 0.5
     top = np.zeros(len(bars))
@@ -88,12 +88,12 @@ def time_chart(run: Run) -> Chart:
     ax.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=3)
     means = ", ".join(f"{PHASE_WORDS[phase.name][0]} {phase.seconds:.3g}" for phase in time_split(run))
-    alt = f"Stacked seconds of {len(run.rows)} steps, in the mean: {means}."
+    alt = f"Stacked seconds of {len(run.rows)} steps, on average: {means}."
     most = -(-len(run.rows) // len(bars))
     caption = (
         "Each step's seconds, stacked."
         if most == 1
-        else f"Seconds, stacked; a bar is the mean of up to {most} steps."
+        else f"Seconds, stacked. Each bar is the mean of up to {most} steps."
     )
     return Chart("time", title, caption, alt, figure)
 
@@ -114,7 +114,7 @@ def _held_out(run: Run) -> Chart:
         return Chart(
             "held_out",
             title,
-            "No step has checked held-out prompts, so nothing here says whether it is right.",
+            "No step has checked held-out prompts, so nothing here says whether answers are right.",
         )
     figure, ax = axes(title, "right answers, %")
     alt = []
@@ -124,7 +124,7 @@ def _held_out(run: Run) -> Chart:
         alt.append(_words(run, f"Held-out accuracy, {kind}", value_S, "%"))
     figure.legend(loc="outside lower center", ncols=3)
     checks = sum(bool(row.get("held_out")) for row in run.rows)
-    caption = "Share of held-out prompts answered right, at the steps that checked." + _mean_words(checks)
+    caption = "Share of held-out prompts answered right, at the steps with a check." + _mean_words(checks)
     return Chart("held_out", title, caption, " ".join(alt), figure)
 
 
@@ -151,7 +151,7 @@ def _mean_words(count: int) -> str:
 
 
 def _words(run: Run, title: str, value_S: Float64, unit: str) -> str:
-    """A line chart in a sentence."""
+    """A line chart in one sentence."""
     found = extremes(run, value_S)
     if found is None:
         return f"{title}: not recorded."

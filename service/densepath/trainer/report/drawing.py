@@ -1,4 +1,4 @@
-"""A figure as inline SVG that follows the reader's light or dark, and as PNG. No pyplot, no display."""
+"""Figures as PNG, and as inline SVG in the reader's light or dark colours, without pyplot or a display."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: What a figure may be drawn with: name → colour on light paper (PNG and page), colour on a dark page. The
-#: series stay apart for colour-blind readers.
+#: The colours of figures: name → colour on a light background (PNG and page), colour on a dark page. Readers
+#: with colour blindness can tell the series apart.
 COLOURS = {
     "ink": ("#1f2328", "#e6edf3"),
     "quiet": ("#59636e", "#9aa4af"),
@@ -28,7 +28,7 @@ COLOURS = {
     "pink": ("#c2709f", "#dc9cc2"),
     "grey": ("#8c959f", "#767f89"),
 }
-MARKED_UP_TO = 60  # points; beyond that a faint line, and its running mean
+MARKED_UP_TO = 60  # points; with more, a faint line and its running mean
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9.5,
@@ -58,13 +58,13 @@ _NAMES_BY_HEX = {light: name for name, (light, _) in COLOURS.items()}
 
 
 def colour(name: str) -> str:
-    """The colour on light paper; the page's SVG has it as a variable."""
+    """The colour on a light background. The page's SVG replaces it by a variable."""
     return COLOURS[name][0]
 
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """A figure, or, with None, the reason in `caption` why there is none."""
+    """A figure. If it is None, `caption` says why there is none."""
 
     name: str
     title: str
@@ -74,7 +74,7 @@ class Chart:
 
 
 def style() -> AbstractContextManager[None]:
-    """Charts are built and written inside it."""
+    """The style of the charts, as a context in which they must be built and written."""
     import matplotlib as mpl
 
     return mpl.rc_context(_STYLE)
@@ -83,7 +83,7 @@ def style() -> AbstractContextManager[None]:
 def plot(
     ax: Axes, x: NDArray[np.int64], y: NDArray[np.float64], hue: str, *, marker: str = "o", label: str = ""
 ) -> None:
-    """A line with its points; where they are many, faint, under its running mean."""
+    """Draw a line with its points. If there are many, draw it faintly, with its running mean."""
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     label = label or "_nolegend_"
     if len(x) <= MARKED_UP_TO:
@@ -98,7 +98,7 @@ def plot(
 
 
 def window(count: int) -> int:
-    """Points of a running mean: an odd number, about a thirtieth of all."""
+    """The number of points in a running mean: odd, and about a thirtieth of all points."""
     return count // 60 * 2 + 1
 
 
@@ -127,7 +127,7 @@ def lower_axes(figure: Figure, upper: Axes, ylabel: str) -> Axes:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """On white paper, 200 dots an inch."""
+    """Write the figure on a white background, with 200 dots per inch."""
     figure.savefig(path, format="png", dpi=200, metadata={"Software": "densepath"})
 
 

@@ -1,4 +1,4 @@
-"""What the page says of a run: its extremes, where its time goes, and the bias check. Arithmetic."""
+"""Computes what the page shows of a run: extremes, the time of each phase, and the bias check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from densepath.trainer.report.run import Float64, Run, Sample
 from densepath.trainer.run_files import PHASES
 
-NORMAL_95 = 1.959964  # a normal variable lies within so many standard deviations in 95 % of cases
+NORMAL_95 = 1.959964  # a normal variable is within this many standard deviations in 95 % of cases
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class At:
 
 @dataclass(frozen=True)
 class Extremes:
-    """Of the steps that have the figure: the first, the last, the highest."""
+    """The first, the last and the highest value, over the steps that have the figure."""
 
     first: At
     last: At
@@ -31,7 +31,7 @@ class Extremes:
 
 
 def extremes(run: Run, value_S: Float64) -> Extremes | None:
-    """First, last and highest of `value_S`, float64 [S] with NaN where a step has none; None without any."""
+    """First, last and highest of `value_S`, float64 [S] with NaN if a step has none; None if all are NaN."""
     have = np.flatnonzero(np.isfinite(value_S))
     if not len(have):
         return None
@@ -42,7 +42,7 @@ def extremes(run: Run, value_S: Float64) -> Extremes | None:
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """A part of the step, in mean seconds a step, and its share of the step."""
+    """A phase: its mean seconds per step, and its share of the step."""
 
     name: str
     seconds: float
@@ -50,7 +50,7 @@ class PhaseTime:
 
 
 def phase_seconds(run: Run) -> dict[str, Float64]:
-    """Seconds of every phase, float64 [S]; `other` is what the step's total has beyond them, 0 if nothing."""
+    """Seconds of every phase, float64 [S]; `other` is the rest of each step's total, at least 0."""
     by_phase: dict[str, Float64] = {phase: np.nan_to_num(run.column(phase, "seconds")) for phase in PHASES}
     spent_S = np.sum(list(by_phase.values()), axis=0)
     total_S = np.nan_to_num(run.column("total", "seconds"))
@@ -66,7 +66,7 @@ def time_split(run: Run) -> tuple[PhaseTime, ...]:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's, with its 95 % interval by Fisher's transformation, which takes responses as independent."""
+    """Pearson's, with its 95 % interval by Fisher's transformation, which assumes independent responses."""
 
     value: float
     interval: tuple[float, float]
@@ -76,7 +76,7 @@ class Correlation:
 def correlation(x_N: Float64, y_N: Float64, *, groups: int = 1) -> Correlation | None:
     """Pearson's correlation of two float64 [N]; None for fewer than four free values or a constant.
 
-    `groups` is how many means were taken off both before: each beyond the first costs a degree of freedom.
+    `groups` is how many means were subtracted from both. Each beyond the first costs a degree of freedom.
     """
     free = len(x_N) - groups - 2  # the usual N − 3, for one group
     x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
@@ -92,8 +92,8 @@ def correlation(x_N: Float64, y_N: Float64, *, groups: int = 1) -> Correlation |
 class LengthBias:
     """Correlation of a response's sum of rewards with its length.
 
-    Over a run both may drift with the policy, which `overall` mixes in; `within_steps` takes each step's
-    means off first.
+    Both may drift with the policy during a run. `overall` includes this drift; `within_steps` subtracts the
+    means of each step first.
     """
 
     overall: Correlation | None
@@ -123,10 +123,10 @@ def lengths_and_sums(samples: Sequence[Sample]) -> tuple[Float64, Float64]:
 
 @dataclass(frozen=True, eq=False)
 class ByPosition:
-    """Over the responses that have a token at the position, T positions from the first response token on."""
+    """Figures over the responses that have a token at each of T positions, from the first token on."""
 
     mean_T: Float64  # nats
-    half_interval_T: Float64  # of the mean's 95 % interval, nats; NaN where one response is that long
+    half_interval_T: Float64  # of the mean's 95 % interval, nats; NaN if only one response is that long
     count_T: Float64
 
 
@@ -144,5 +144,5 @@ def reward_by_position(samples: Iterable[Sample]) -> ByPosition:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` indices of `count` things, evenly, the first and the last among them."""
+    """At most `most` evenly spaced indices of `count` things, with the first and the last."""
     return sorted({round(float(place)) for place in np.linspace(0, count - 1, min(count, most))})

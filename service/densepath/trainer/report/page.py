@@ -1,4 +1,4 @@
-"""The page: everything of a run in one file that asks the network for nothing."""
+"""The page: everything about a run in one file, which loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from densepath.trainer.report.run import Run, read_run
 from densepath.trainer.report.tokens import choose_samples, legend
 
 MOST_ROWS = 60
-KEYS = ("api_key",)  # a page is passed on: their values are left out
+KEYS = ("api_key",)  # their values are left out, because pages are shared
 ABOUT_THE_SERVICE = ("object", "limits")  # of the answer of GET /v1/pair
 SUMMED = {"reward": "reward", "kl": "KL to SFT", "objective": "reward − b·KL"}
 STEP_COLUMNS = {
@@ -37,9 +37,9 @@ STEP_COLUMNS = {
 
 
 def write_report(directory: Path, output: Path | None = None) -> Path:
-    """Write `report.html` and `report/*.png` into `output`, or into the run itself; the page's path.
+    """Write `report.html` and `report/*.png` into `output`, or into the run itself. Returns the page's path.
 
-    Raises InvalidRequestError if `directory` is no run of `densepath train` or has no step yet.
+    Raises InvalidRequestError if `directory` is not a run of `densepath train` or has no step yet.
     """
     run = read_run(directory)
     output = directory if output is None else output
@@ -58,7 +58,7 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class ShownChart:
-    """A chart as the page has it: `svg` is markup, None where `caption` says why there is none."""
+    """A chart as the page shows it. `svg` is markup, or None if `caption` says why there is none."""
 
     title: str
     caption: str
@@ -77,7 +77,7 @@ def _render(run: Run, charts: Mapping[str, list[ShownChart]]) -> str:
 
     environment = Environment(
         loader=PackageLoader("densepath.trainer.report"),
-        autoescape=True,  # prompts and tokens hold anything
+        autoescape=True,  # prompts and tokens may contain anything
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -113,7 +113,7 @@ def _render(run: Run, charts: Mapping[str, list[ShownChart]]) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """A row of the summary; its figures are shown to so many decimals."""
+    """A row of the summary. Its figures are shown with this number of decimals."""
 
     name: str
     decimals: int
@@ -121,8 +121,8 @@ class Judged:
 
 
 def summary(run: Run) -> list[Judged]:
-    """First, last and highest of what the run is judged by, as far as it is recorded."""
-    columns = [(f"{words}, nats a response", 3, run.column(name)) for name, words in SUMMED.items()]
+    """First, last and highest value of the figures that judge the run, if they are recorded."""
+    columns = [(f"{words}, nats per response", 3, run.column(name)) for name, words in SUMMED.items()]
     for kind in run.held_out_kinds:
         columns.append((f"held-out accuracy, {kind}, %", 1, run.column(kind, "held_out") * 100))
     found = [(name, decimals, extremes(run, value_S)) for name, decimals, value_S in columns]
@@ -131,14 +131,14 @@ def summary(run: Run) -> list[Judged]:
 
 @dataclass(frozen=True)
 class StepTable:
-    """At most MOST_ROWS steps, evenly chosen; `cells` is one row a step, None where it has no figure."""
+    """At most MOST_ROWS steps, evenly chosen; `cells` has one row per step; a missing figure is None."""
 
     columns: tuple[str, ...]
     cells: tuple[tuple[Any, ...], ...]
 
 
 def step_table(run: Run) -> StepTable:
-    """The charts in numbers, for who reads numbers or cannot see charts."""
+    """The charts in numbers, also for readers who cannot see charts."""
     kinds = run.held_out_kinds
     columns = ("step", *STEP_COLUMNS.values(), *(f"held-out, {kind}" for kind in kinds), "seconds")
     rows = [run.rows[index] for index in spread(len(run.rows), MOST_ROWS)]
@@ -155,7 +155,7 @@ def step_table(run: Run) -> StepTable:
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as names and words; a setting inside another is `outer.inner`."""
+    """Settings as names and texts; a setting inside another is `outer.inner`."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{before}{name}.")
@@ -166,7 +166,7 @@ def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, s
 
 
 def words(value: object) -> str:
-    """A value of a settings file for a reader."""
+    """The value of a setting as text for a reader."""
     if value is None:
         return "not set"
     if isinstance(value, bool):
@@ -177,7 +177,7 @@ def words(value: object) -> str:
 
 
 def number(value: object) -> str:
-    """A figure to three decimals, or three digits where that says little; text stays; a dash for none."""
+    """A figure with three decimals, or with three digits if it is small or large; a dash for none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, float):

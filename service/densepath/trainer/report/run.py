@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Table:
-    """`evaluation.json`: a table that whoever made the run wants at the top of its page."""
+    """`evaluation.json`: a table that the author of the run adds to the top of the page."""
 
     title: str
     columns: tuple[str, ...]
@@ -56,24 +56,24 @@ class Run:
         return np.array([row["step"] for row in self.rows], dtype=np.int64)
 
     def column(self, name: str, inside: str | None = None) -> Float64:
-        """`name` of every step, or `inside[name]`, float64 [S]; NaN where a step has none."""
+        """`name` of every step, or `inside[name]`, float64 [S]; NaN if a step has none."""
         places = [row if inside is None else row.get(inside) or {} for row in self.rows]
         return np.array([_number(place.get(name)) for place in places], dtype=np.float64)
 
     @property
     def held_out_kinds(self) -> tuple[str, ...]:
-        """What the held-out check measured: greedy, sampled; none where no step has checked."""
+        """How the held-out checks decoded: greedy, sampled. Empty if no step has checked."""
         return tuple(dict.fromkeys(kind for row in self.rows for kind in row.get("held_out") or {}))
 
 
 def read_run(directory: Path) -> Run:
-    """Read the run in `directory`. Raises InvalidRequestError if it is no run or has no step yet."""
+    """Read the run in `directory`. Raises InvalidRequestError if it is not a run or has no step yet."""
     manifest = _manifest(directory)
     metrics = directory / METRICS
     rows = [row for _, row in _objects(metrics)] if metrics.exists() else []
     if not rows:
         raise InvalidRequestError(
-            f"{directory} has no steps yet: {METRICS} gets a line with every step; ask again after one"
+            f"{directory} has no steps yet: {METRICS} gets one line per step; try again after the first step"
         )
     samples = directory / SAMPLES
     return Run(
@@ -89,12 +89,12 @@ def _manifest(directory: Path) -> Mapping[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         raise InvalidRequestError(
-            f"{directory} is no run directory: it has no {MANIFEST}; give one that `densepath train` wrote"
+            f"{directory} is not a run directory, because it has no {MANIFEST}: give one of `densepath train`"
         )
     manifest = _object(path.read_bytes(), str(path))
     if (kind := manifest.get("kind")) != KIND:
         raise InvalidRequestError(
-            f"{path} describes a run of kind {kind!r}; a report is made of a run of `densepath train`"
+            f"{path} describes a run of kind {kind!r}; a report needs a run of `densepath train`"
         )
     return manifest
 
@@ -129,12 +129,12 @@ def _sample(path: Path, line: int, row: Row) -> Sample:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequestError(
-            f"{path} line {line} is no sample: it needs step, prompt, tokens, rewards, sum and ended"
+            f"{path} line {line} is not a sample: it needs step, prompt, tokens, rewards, sum and ended"
         ) from error
     if sample.reward_T.shape != (len(sample.tokens),):
         raise InvalidRequestError(
             f"{path} line {line} has {len(sample.tokens)} tokens and rewards of shape "
-            f"{sample.reward_T.shape}: one reward for each token is right"
+            f"{sample.reward_T.shape}: there must be one reward per token"
         )
     return sample
 
@@ -147,7 +147,7 @@ def _evaluation(path: Path) -> Table | None:
     if not isinstance(columns, list) or not isinstance(rows, list):
         raise InvalidRequestError(f"{path} needs `columns` and `rows`, both lists")
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        raise InvalidRequestError(f"{path} has a row without one cell for each of its {len(columns)} columns")
+        raise InvalidRequestError(f"{path} has a row that does not have {len(columns)} cells, one per column")
     return Table(
         str(found.get("title", "Evaluation")),
         tuple(map(str, columns)),

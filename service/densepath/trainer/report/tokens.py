@@ -14,8 +14,8 @@ from densepath.trainer.report.run import Sample
 SAMPLES_A_STEP = 6
 MOST_TOKENS = 400
 MOST_PROMPT_CHARACTERS = 1000
-#: From this share of the full colour on, text of the other colour reads better. So the contrast stays over
-#: 4.5, in light and dark.
+#: From this share of the full colour on, text gets the other colour, so that the contrast stays above 4.5, in
+#: light and dark.
 STRONG_FROM = {"positive": 0.87, "negative": 0.83}
 
 
@@ -48,7 +48,7 @@ class ShownSample:
 
 @dataclass(frozen=True)
 class ShownStep:
-    """Samples of one step: the first ones of the file, not selected ones."""
+    """Samples of one step: the first ones in the file, without selection."""
 
     step: int
     samples: tuple[ShownSample, ...]
