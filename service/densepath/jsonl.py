@@ -1,6 +1,6 @@
 """JSONL files: a JSON object on each line, UTF-8.
 
-Lines end at a line feed byte alone. Inside a string, JSON allows U+2028, U+0085 and other characters at which
+Only a line feed byte ends a line. Inside a string, JSON allows U+2028, U+0085 and other characters at which
 `str.splitlines` would cut. Blank lines are skipped, but they count in line numbers.
 """
 

@@ -1,1 +1,1 @@
-"""Scoring a file of items: its formats, and a run that resumes where it was killed."""
+"""Scoring a file of items: the formats of the files, and resuming after a kill."""

@@ -35,7 +35,7 @@ class Collected:
 
     @classmethod
     def by_environment(cls) -> Collected:
-        """Send to the collector that OpenTelemetry's variables name. Raises ValueError if one is invalid."""
+        """A tracer for the collector in OpenTelemetry's variables. Raises ValueError if one is invalid."""
         return cls(OTLPSpanExporter())
 
     def close(self) -> None:

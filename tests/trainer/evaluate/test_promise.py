@@ -38,8 +38,11 @@ def test_the_highest_lower_bound_is_advised_for_each_way_of_decoding():
     )
     assert advice["greedy"] == {"reference": "base", "alpha": 2.0}
     assert advice["sampled"] == {"reference": "base", "alpha": 1.0}
-    assert "Greedy, reference base with alpha 2 (b = 0.5) promises most: +25.0" in advice["sentence"]
-    assert "Sampled, reference base with alpha 1 (b = 1) promises most: +20.0" in advice["sentence"]
+    assert (
+        "With greedy decoding, reference base with alpha 2 (b = 0.5) promises most: +25.0"
+        in advice["sentence"]
+    )
+    assert "With sampling, reference base with alpha 1 (b = 1) promises most: +20.0" in advice["sentence"]
     assert [choice["sampled"]["gain"]["value"] for choice in report["choices"]] == [0.2, 0.1, 0.01]
 
 
@@ -84,11 +87,9 @@ def test_no_gain_is_promised_where_none_is_there():
 def test_in_words_when_nothing_is_promised():
     _, advice = _report(_choice("half", 0.5, _right(49), _right(51)), plain=_right(50))
     assert advice["greedy"] == advice["sampled"] == {"reference": None, "alpha": None}
-    assert (
-        "Greedy, no reference promises a gain: the best bound is that of reference half"
-        in (advice["sentence"])
-    )
-    assert "Sampled, no reference promises a gain" in advice["sentence"]
+    assert "With greedy decoding, no reference promises a gain: reference half" in advice["sentence"]
+    assert "has the best bound" in advice["sentence"]
+    assert "With sampling, no reference promises a gain" in advice["sentence"]
 
 
 def test_what_sharpening_alone_gives_is_said_beside_a_sampled_gain():

@@ -22,12 +22,14 @@ from densepath.trainer.evaluate.tables import GREEDY, SAMPLED, points
 RESAMPLES = 10_000
 
 RULE = (
-    "for each way of decoding, the choice whose gain over plain SFT has the highest lower bound, if that is "
-    "above 0; the bounds are those of intervals that hold for all choices and both ways together with 95 % "
-    "(Bonferroni)"
+    "for each way of decoding, the choice whose gain over plain SFT has the highest lower bound, if that "
+    "bound is above 0; the bounds are those of intervals that hold for all choices and both ways together "
+    "with 95 % (Bonferroni)"
 )
 
 Found = dict[str, Any]
+
+_DECODING = {GREEDY: "greedy decoding", SAMPLED: "sampling"}
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ def recommend(offered: Sequence[Found], sharpened: Mapping[float, Found]) -> Fou
         gain = points({"value": best[how]["gain"]["value"], "interval": best[how]["joint_interval"]})
         where = f"reference {best['reference']} with alpha {best['alpha']:g} (b = {best['b']:g})"
         if promised:
-            sentence = f"{how}, {where} promises most: {gain} points over plain SFT"
+            sentence = f"with {_DECODING[how]}, {where} promises most: {gain} points over plain SFT"
         else:
             sentence = (
-                f"{how}, no reference promises a gain: the best bound is that of {where}, {gain} points"
+                f"with {_DECODING[how]}, no reference promises a gain: "
+                f"{where} has the best bound, {gain} points"
             )
         if promised and how == SAMPLED:
             alone = points(sharpened[best["alpha"]][SAMPLED]["gain"])

@@ -33,7 +33,7 @@ class Subject:
     eos_ids: frozenset[int]
     vocab_size: int  # ids that the tokenizer has: the largest + 1
     context_length: int  # tokens
-    dtype: str  # the one that most of its weights are stored in
+    dtype: str  # the dtype of most of its weights
 
 
 @dataclass(frozen=True)

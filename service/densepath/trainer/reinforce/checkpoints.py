@@ -4,12 +4,12 @@
                                optimizer/, the tensors of AdamW: files of each process
                                manifest.json, the step, and the size and SHA-256 of every file
 
-Each process writes its own shards, with torch.distributed.checkpoint, so no process ever holds the whole
-model or the whole optimizer. All processes must therefore see the same directory. The files of the weights
-are then joined, one tensor at a time, into the files of a model directory. Everything is written under
-another name, fsynced and renamed. Loading takes the newest checkpoint whose files match its manifest; a
-damaged one is skipped, with a warning. Tensors are stored as safetensors, without pickle. The number of
-processes that load a checkpoint may differ from the number that wrote it.
+Each process writes its own shards, with torch.distributed.checkpoint, so that no process gathers the whole
+model or the whole optimizer for a checkpoint. All processes must therefore see the same directory. The files
+of the weights are then joined, one tensor at a time, into the files of a model directory. Everything is
+written under another name, fsynced and renamed. Loading takes the newest checkpoint whose files match its
+manifest; a damaged one is skipped, with a warning. Tensors are stored as safetensors, without pickle. The
+number of processes that load a checkpoint may differ from the number that wrote it.
 """
 
 from __future__ import annotations

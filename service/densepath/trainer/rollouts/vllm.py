@@ -35,8 +35,8 @@ from vllm import LLM, SamplingParams
 class VllmGenerator:
     """A copy of the policy in a vLLM engine of its own.
 
-    If several processes train, each has its own engine, and `external_launcher` makes vLLM accept the
-    process group that exists.
+    If several processes train, each has its own engine, and `external_launcher` makes vLLM use the
+    existing process group.
     """
 
     def __init__(

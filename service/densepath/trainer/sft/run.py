@@ -33,7 +33,7 @@ from densepath.trainer.sft.trl import Sft
 from densepath.trainer.sft.watch import Watch
 
 _LONGEST = 2048  # tokens, if --max-length is not given
-_LOG_ROWS = 200  # at least, if a run has so many steps and does not validate
+_LOG_ROWS = 200  # the least, if a run has so many steps and does not validate
 
 
 def fine_tune(settings: SftSettings, say: Console) -> SftRun:
