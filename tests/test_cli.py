@@ -227,7 +227,7 @@ def test_sft_makes_a_run_and_says_nothing_of_the_libraries(
     assert load_pair(sft, reference, cache_dir=tmp_path).vocab_size == 300
     status, _, err = run(*words)
     assert status == 2
-    assert "exists: name a directory that does not" in err
+    assert "exists: give a new directory" in err
 
 
 def test_sft_names_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
