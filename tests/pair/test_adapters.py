@@ -145,6 +145,26 @@ def test_the_tokenizer_is_the_adapter_s_where_it_has_one(tmp_path: Path) -> None
     assert (merged / "tokenizer.json").read_bytes() == (adapter / "tokenizer.json").read_bytes()
 
 
+def test_a_model_that_changes_while_it_is_merged_is_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be found later under the digest of the files before the change."""
+    base = make_checkpoint(tmp_path / "base", seed=1)
+    adapter = make_adapter(tmp_path / "adapter", base, r=4)
+    for changed in (base / "model.safetensors", adapter / WEIGHTS):
+        before = changed.read_bytes()
+
+        def merge(*_: Any, changed: Path = changed, before: bytes = before, **__: Any) -> Any:
+            changed.write_bytes(before[:-4] + b"\0\0\0\0")
+            return subprocess.CompletedProcess([], 0, "", "")
+
+        monkeypatch.setattr(subprocess, "run", merge)
+        with pytest.raises(InvalidPairError, match=f"{changed} has changed while the adapter"):
+            whole_checkpoint(adapter, None, NOWHERE)
+        assert [path for path in cache.iterdir() if not path.name.endswith(".lock")] == []
+        changed.write_bytes(before)
+
+
 def test_the_base_model_may_have_moved(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", seed=1)
     adapter = make_adapter(tmp_path / "adapter", base, r=4)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, locked, whole_directory
 from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint
-from densepath.pair.identity import identify_all
+from densepath.pair.identity import Identities, changed, identify_all
 from densepath.pair.weights import cached_scan, read_tensors
 from densepath.versions import installed_versions
 
@@ -53,12 +53,13 @@ def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
         raise InvalidRequestError(
             f"{directory} is an adapter, which needs peft: install densepath with the extra cpu or cuda"
         )
-    target = cache_directory("merged") / f"{directory.resolve().name}-{_key(directory, base)}"
+    files = {folder: identify_all(folder) for folder in (base, directory)}
+    target = cache_directory("merged") / f"{directory.resolve().name}-{_key(files)}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
             say(f"merging the adapter {directory} into its base model {base}, once")
-            _merge(directory, base, target)
+            _merge(directory, base, target, files)
             say(f"merged: {target}")
     return target
 
@@ -92,13 +93,15 @@ def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path
     return found
 
 
-def _key(directory: Path, base: Path) -> str:
-    """The fingerprint of everything that decides the merged model."""
-    files = {
-        side: {name: _digest(folder / name) for name in sorted(identify_all(folder))}
-        for side, folder in (("base", base), ("adapter", directory))
-    }
-    return fingerprint({"files": files, "packages": installed_versions(_PACKAGES)})
+def _key(files: Mapping[Path, Identities]) -> str:
+    """The fingerprint of everything that decides the merged model. `files` are those of base and adapter."""
+    digests = [{name: _digest(folder / name) for name in sorted(found)} for folder, found in files.items()]
+    return fingerprint(
+        {
+            "files": dict(zip(("base", "adapter"), digests, strict=True)),
+            "packages": installed_versions(_PACKAGES),
+        }
+    )
 
 
 def _digest(path: Path) -> str:
@@ -110,11 +113,19 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _merge(directory: Path, base: Path, target: Path) -> None:
-    """Merge in a child process, so that the memory of the model is free again afterwards."""
+def _merge(directory: Path, base: Path, target: Path, files: Mapping[Path, Identities]) -> None:
+    """Merge in a child process, so that the memory of the model is free again afterwards.
+
+    `files` are those of base and adapter as they were when the name of `target` was derived from them.
+    """
     with whole_directory(target) as partial:
         command = [sys.executable, "-m", "densepath.pair.merge", str(directory), str(base), str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise InvalidPairError(f"the adapter {directory} cannot be merged into {base}: {lines[-1]}")
+        if new := [folder / name for folder, before in files.items() for name in changed(folder, before)]:
+            raise InvalidPairError(
+                f"{new[0]} has changed while the adapter {directory} was merged: base and adapter must not "
+                "change until the merge has ended; start again"
+            )
