@@ -97,7 +97,8 @@ class PairSettings:
     pair: Annotated[
         Path | None,
         typer.Option(
-            help="Directory of a run of `densepath sft`, instead of --sft and --reference.",
+            help="Directory of a run of `densepath sft`, or the output folder of another trainer, instead of "
+            "--sft and --reference.",
             rich_help_panel=PAIR,
         ),
     ] = None
@@ -105,7 +106,7 @@ class PairSettings:
         float,
         typer.Option(
             help="With --pair: take the checkpoint after this share of the training samples as the "
-            "reference. 0 is the base model.",
+            "reference. Of another trainer's checkpoints, the nearest one is taken. 0 is the base model.",
             min=0.0,
             max=1.0,
             rich_help_panel=PAIR,

@@ -88,7 +88,7 @@ def test_what_is_no_run_is_said(run: Path) -> None:
     with pytest.raises(InvalidRequestError, match="that is not from `densepath sft`"):
         read_sft_run(run)
     (run / "manifest.json").unlink()
-    with pytest.raises(InvalidRequestError, match="did not finish: remove it and run"):
+    with pytest.raises(InvalidRequestError, match="did not finish: run `densepath sft` again with another"):
         read_sft_run(run)
     with pytest.raises(InvalidRequestError, match="is not a run of `densepath sft`: it has no"):
         read_sft_run(run.parent)

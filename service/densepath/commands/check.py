@@ -68,6 +68,8 @@ def _show_trial(pair: Pair, settings: CheckSettings, say: Console) -> bool:
 
 
 def _print_pair(found: Pair) -> None:
+    print(f"sft             {found.sft}")
+    print(f"reference       {found.reference}")
     print(f"version         {found.version}")
     print(f"architectures   {found.architectures[0]}, {found.architectures[1]}")
     print(f"dtype           {found.dtype}; of the reference {found.reference_dtype}")

@@ -14,7 +14,8 @@ from densepath.errors import InvalidRequestError
 from densepath.pair.adapters import whole_checkpoint
 from densepath.pair.pair import Pair, load_pair
 from densepath.pair.pair import Progress as OnProgress
-from densepath.pair.runs import read_sft_run
+from densepath.pair.runs import MANIFEST, read_sft_run
+from densepath.pair.trainer_runs import pick_pair
 from densepath.sequences import Tokenizer
 
 
@@ -35,6 +36,10 @@ def _named(settings: PairSettings, say: Console) -> tuple[Path, Path]:
         case False, None, Path() as sft, Path() as reference:
             return sft, reference
         case False, Path() as directory, None, None:
+            if not (directory / MANIFEST).exists():
+                picked = pick_pair(directory, settings.reference_at)
+                say.print(picked.account, markup=False, soft_wrap=True)
+                return picked.sft, picked.reference
             run = read_sft_run(directory)
             return run.final, run.reference_at(settings.reference_at)
         case True, None, None, None:

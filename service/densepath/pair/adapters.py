@@ -18,7 +18,7 @@ from typing import Any
 
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, locked, whole_directory
-from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint
+from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint, has_weights
 from densepath.pair.identity import Identities, changed, identify_all
 from densepath.pair.weights import cached_scan, read_tensors
 from densepath.versions import installed_versions
@@ -29,8 +29,16 @@ Say = Callable[[str], None]
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and not a whole model."""
-    return (directory / ADAPTER_CONFIG).is_file() and not (directory / CONFIG).exists()
+    """Whether a directory holds an adapter and not a whole model.
+
+    axolotl writes the config.json of the base model beside an adapter.
+    """
+    return (directory / ADAPTER_CONFIG).is_file() and not has_weights(directory)
+
+
+def has_adapter_weights(directory: Path) -> bool:
+    """Whether a directory holds an adapter with its weights, in safetensors or pickled."""
+    return is_adapter(directory) and any(directory.glob("adapter_model.*"))
 
 
 def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
@@ -76,6 +84,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise InvalidPairError(
             f"{directory} is an adapter of type {kind}: only LoRA can be merged; merge it yourself, and give "
             "the directory of the merged model"
+        )
+    if config.get("lora_alpha") == 0:
+        raise InvalidPairError(
+            f"{directory} has lora_alpha 0, with which an adapter changes nothing: write the value of the "
+            f"training into {ADAPTER_CONFIG} (verl's merger leaves that to you)"
         )
     return dict(config)
 

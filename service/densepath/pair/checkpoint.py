@@ -15,7 +15,7 @@ from densepath.pair.identity import Identities, identify_all
 from densepath.pair.tensors import describe_dtypes, describe_tensors, expected_tensors, tied_twice
 from densepath.pair.tokenizer_files import REMOTE_CODE, TOKENIZER, TokenizerIdentity, as_ids, read_tokenizer
 from densepath.pair.unreadable import unfinished
-from densepath.pair.weights import INDEX, Report, Tensors, read_json, read_weights, same_values
+from densepath.pair.weights import INDEX, WEIGHTS, Report, Tensors, read_json, read_weights, same_values
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -84,6 +84,12 @@ def require_checkpoint(directory: Path, option: str = "") -> WholeCheckpoint:
     return WholeCheckpoint(
         directory, found.config, found.tokenizer, found.weights, files=found.files, notes=found.notes
     )
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds the weights of a whole model, in safetensors or pickled."""
+    found = (directory.glob(name) for name in (WEIGHTS, INDEX, "pytorch_model*.bin"))
+    return any(True for paths in found for _ in paths)
 
 
 def read_checkpoint(directory: Path, report: Report) -> Checkpoint:

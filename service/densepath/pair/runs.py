@@ -82,7 +82,7 @@ def _read_manifest(directory: Path) -> Any:
     if not (directory / MANIFEST).is_file():
         if (directory / BASE).is_dir():  # a run writes this first
             raise InvalidRequestError(
-                f"{directory} is a run that did not finish: remove it and run `densepath sft` again"
+                f"{directory} is a run that did not finish: run `densepath sft` again with another --run"
             )
         raise InvalidRequestError(f"{directory} is not a run of `densepath sft`: it has no {MANIFEST}")
     try:

@@ -225,7 +225,9 @@ def test_a_killed_run_leaves_no_run(
         with pytest.raises(KeyboardInterrupt):
             fine_tune()
     assert settings().run.is_dir()
-    with pytest.raises(InvalidRequestError, match="did not finish: remove it"):
+    with pytest.raises(
+        InvalidRequestError, match="did not finish: run `densepath sft` again with another --run"
+    ):
         read_sft_run(settings().run)
     with pytest.raises(InvalidRequestError, match="exists: give a new directory, or remove this one"):
         fine_tune()
