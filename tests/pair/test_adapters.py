@@ -21,7 +21,6 @@ from densepath.engine.transformers import load_model
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.pair.adapters import WEIGHTS, whole_checkpoint
 from densepath.pair.checkpoint import ADAPTER_CONFIG as CONFIG
-from densepath.pair.checkpoint import require_checkpoint
 from densepath.pair.merge import merge
 from densepath.pair.pair import load_pair
 
@@ -235,12 +234,3 @@ def test_check_and_score_take_an_adapter(tmp_path: Path) -> None:
     assert f"merging the adapter {adapter} into its base model {base}" in done.stderr
     (result,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert len(result["rewards"]) == 2
-
-
-def test_a_command_that_does_not_merge_names_what_it_is(tmp_path: Path) -> None:
-    base = make_checkpoint(tmp_path / "base", seed=1)
-    adapter = make_adapter(tmp_path / "adapter", base, r=4)
-    with pytest.raises(
-        InvalidRequestError, match="this is an adapter, which only serve, check and score merge"
-    ):
-        require_checkpoint(adapter, "--sft")

@@ -25,6 +25,8 @@ from densepath.versions import installed_versions
 
 WEIGHTS = "adapter_model.safetensors"
 _PACKAGES = ("peft", "torch", "transformers", "densepath")
+#: Only serve, check and score have the option.
+_WAYS = f"give its directory by --base, or in {ADAPTER_CONFIG}"
 Say = Callable[[str], None]
 
 
@@ -96,10 +98,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
 def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path:
     named = config.get("base_model_name_or_path")
     if base is None and not named:
-        raise InvalidRequestError(f"{directory} is an adapter that names no base model: give it by --base")
+        raise InvalidRequestError(f"{directory} is an adapter that names no base model: {_WAYS}")
     found = base or Path(str(named))
     if not (found / CONFIG).is_file():
-        hint = "--base must be the directory of a whole model" if base else "give its directory by --base"
+        hint = "--base must be the directory of a whole model" if base else _WAYS
         raise InvalidRequestError(
             f"{directory} is an adapter, and its base model {found} is not a model directory here: {hint}"
         )

@@ -163,8 +163,8 @@ def _read_config(directory: Path, report: Report) -> Config | None:
         if os.path.lexists(directory / ADAPTER_CONFIG):
             report(
                 CONFIG,
-                f"is missing, and {ADAPTER_CONFIG} is there: this is an adapter, which only serve, check and "
-                "score merge; merge it into its base model, and give the merged model",
+                f"is missing, and {ADAPTER_CONFIG} is there: this is an adapter, and a whole model is "
+                "needed here; merge it into its base model, and give the merged model",
             )
         else:
             report(CONFIG, f"is missing{unfinished(directory)}: a model directory must have one")

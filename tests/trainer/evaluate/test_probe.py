@@ -147,7 +147,7 @@ def test_the_drawn_prompts_are_always_the_same_and_not_just_the_first():
 )
 def test_where_the_models_are_must_be_clear(words: dict[str, Any], tmp_path: Path):
     with pytest.raises(InvalidRequestError, match="either --pair RUN, or both --sft and"):
-        directories(ProbeSettings(prompts=tmp_path, **words))
+        directories(ProbeSettings(prompts=tmp_path, **words), print)
 
 
 def _run(directory: Path) -> Path:

@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 
 from densepath.errors import InvalidRequestError
+from densepath.pair.adapters import Say, whole_checkpoint
 from densepath.pair.pair import load_pair
 from densepath.pair.runs import read_sft_run
 from densepath.trainer.checking import Checker
@@ -55,7 +56,7 @@ def run_probe(settings: ProbeSettings, say: Console, show: Console) -> None:
     """Run `densepath probe`: progress goes to `say`, results go to `show` and to the output file."""
     require_place(settings.output)
     alphas = parse_alphas(settings.alphas)
-    sft, references = directories(settings)
+    sft, references = directories(settings, partial(say.print, markup=False, soft_wrap=True))
     pairs = [load_pair(sft, reference) for reference in references.values()]
     subject = open_subject(sft, sft.name)
     subject = replace(subject, context_length=min(pair.context_length for pair in pairs))
@@ -71,10 +72,12 @@ def run_probe(settings: ProbeSettings, say: Console, show: Console) -> None:
         write_json(settings.output, report)
 
 
-def directories(settings: ProbeSettings) -> tuple[Path, dict[str, Path]]:
-    """The directory of the SFT checkpoint, and those of the references by name."""
+def directories(settings: ProbeSettings, say: Say) -> tuple[Path, dict[str, Path]]:
+    """The directory of the SFT checkpoint, and those of the references by name. Adapters are merged."""
     if settings.pair is None and settings.sft is not None and settings.reference:
-        return settings.sft, dict(zip(name_directories(settings.reference), settings.reference, strict=True))
+        names = name_directories(settings.reference)
+        references = [whole_checkpoint(each, None, say) for each in settings.reference]
+        return whole_checkpoint(settings.sft, None, say), dict(zip(names, references, strict=True))
     if settings.pair is None or settings.sft is not None or settings.reference:
         raise InvalidRequestError("give either --pair RUN, or both --sft and at least one --reference")
     run = read_sft_run(settings.pair)

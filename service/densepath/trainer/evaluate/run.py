@@ -13,6 +13,7 @@ from rich.console import Console
 
 import densepath
 from densepath.errors import InvalidRequestError
+from densepath.pair.adapters import whole_checkpoint
 from densepath.trainer.checking import Checker
 from densepath.trainer.evaluate.harness import require_harness, run_harness
 from densepath.trainer.evaluate.judges import write_answers
@@ -65,16 +66,20 @@ def run_evaluation(settings: EvalSettings, say: Console, show: Console) -> None:
     require_place(settings.output)
     if settings.lm_eval is not None:
         require_harness()
+    names = name_directories(settings.checkpoints)
+    merging = partial(say.print, markup=False, soft_wrap=True)
+    directories = [whole_checkpoint(checkpoint, None, merging) for checkpoint in settings.checkpoints]
     if settings.held_out is not None:
-        _on_held_out(settings.held_out, settings, say, show)
+        subjects = [open_subject(path, name) for path, name in zip(directories, names, strict=True)]
+        _on_held_out(subjects, settings.held_out, settings, say, show)
     if settings.lm_eval is not None:
-        for directory in settings.checkpoints:
+        for directory in directories:
             run_harness(directory, settings.lm_eval, settings.lm_eval_args, say)
 
 
-def _on_held_out(held_out: Path, settings: EvalSettings, say: Console, show: Console) -> None:
-    names = name_directories(settings.checkpoints)
-    subjects = [open_subject(path, name) for path, name in zip(settings.checkpoints, names, strict=True)]
+def _on_held_out(
+    subjects: Sequence[Subject], held_out: Path, settings: EvalSettings, say: Console, show: Console
+) -> None:
     evaluated = evaluate(subjects, held_out, settings, builder(settings), say)
     report = eval_report(evaluated, settings)
     show.print(eval_table(report))

@@ -23,7 +23,10 @@ class EvalSettings:
     """The settings of `densepath eval`."""
 
     checkpoints: Annotated[
-        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Model directories.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT...", help="Directories of models or LoRA adapters.", show_default=False
+        ),
     ]
     held_out: Annotated[
         Path | None,
@@ -74,12 +77,16 @@ class ProbeSettings:
         Path | None,
         typer.Option(help="Directory of a run of `densepath sft`. All of its references are tried."),
     ] = None
-    sft: Annotated[Path | None, typer.Option(help="Directory of the SFT checkpoint, instead of --pair.")] = (
-        None
-    )
+    sft: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the SFT checkpoint, or of a LoRA adapter, instead of --pair."),
+    ] = None
     reference: Annotated[
         list[Path] | None,
-        typer.Option(help="Directory of a reference checkpoint, instead of --pair. May be given repeatedly."),
+        typer.Option(
+            help="Directory of a reference checkpoint, or of a LoRA adapter, instead of --pair. May be given "
+            "repeatedly."
+        ),
     ] = None
     alphas: Annotated[
         str,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from densepath.errors import InvalidRequestError
 from densepath.integrations.alignment import AlignmentError, check_policy
+from densepath.pair.adapters import whole_checkpoint
 from densepath.pair.checkpoint import require_checkpoint
 from densepath.rewards.kl import LEAST_KL_COEFFICIENT
 from densepath.sequences import Tokenizer
@@ -47,6 +50,8 @@ def train(settings: TrainSettings, say: Console) -> str:
         workers = stack.enter_context(Workers())
         say = say if workers.first else Console(quiet=True)
         _check(settings, workers, say)
+        merging = partial(say.print, markup=False, soft_wrap=True)
+        settings = replace(settings, sft=whole_checkpoint(settings.sft, None, merging))
         sinks = stack.enter_context(
             open_sinks(settings.trackers(), settings.metrics_port, settings.run)
             if workers.first

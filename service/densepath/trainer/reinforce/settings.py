@@ -34,7 +34,10 @@ class TrainSettings:
 
     sft: Annotated[
         Path,
-        typer.Option(help="Directory of the SFT checkpoint. The policy starts from it.", show_default=False),
+        typer.Option(
+            help="Directory of the SFT checkpoint, or of a LoRA adapter. The policy starts from it.",
+            show_default=False,
+        ),
     ]
     prompts: Annotated[
         Path, typer.Option(help="Prompts: a .jsonl file, a .parquet file or a `datasets` directory.")
