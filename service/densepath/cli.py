@@ -46,9 +46,9 @@ def densepath_command(
 def serve(settings: ServeSettings) -> None:
     """Serve a pair: POST /v1/rewards answers with one reward for every token.
 
-    Give --sft and --reference, or --pair with a run of `densepath sft`, or --demo. You can also set every
-    option by a variable DENSEPATH_… in the environment, or by a key in the --config file. A flag wins over
-    the environment, which wins over the file.
+    Give --sft and --reference, or --pair with a run of `densepath sft` or of another trainer, or --demo. You
+    can also set every option by a variable DENSEPATH_… in the environment, or by a key in the --config file.
+    A flag wins over the environment, which wins over the file.
     """
     from densepath.commands.serve import serve_pair
 

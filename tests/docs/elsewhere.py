@@ -26,9 +26,18 @@ COMMANDS = {
     "densepath serve --pair run --teacher-kl 0.5 --port": (
         "tests/integrations_heavy/test_skyrl.py::test_prompt_logprobs_are_those_of_the_rewards"
     ),
-    "densepath serve --sft run/adapter": "tests/pair/test_adapters.py::test_check_and_score_take_an_adapter",
-    "densepath serve --sft run/checkpoint-1000": (
-        "tests/test_served_pair.py::test_every_form_in_both_encodings"
+    "densepath check --pair out": (
+        "tests/docs/test_from_your_run.py::test_the_folder_of_a_trainer_is_checked_and_served"
+    ),
+    "densepath serve --pair out": (
+        "tests/docs/test_from_your_run.py::test_the_folder_of_a_trainer_is_checked_and_served"
+    ),
+    "densepath serve --sft adapter": (
+        "tests/docs/test_from_your_run.py::test_checkpoints_and_an_adapter_are_pairs"
+    ),
+    "densepath serve --sft org/name": "needs the hub",
+    "densepath serve --sft out/checkpoint-1000": (
+        "tests/docs/test_from_your_run.py::test_checkpoints_and_an_adapter_are_pairs"
     ),
     "torchrun --nproc-per-node 2 -m -- densepath train": (
         "tests/trainer/reinforce/test_train.py::test_two_processes_train_together"

@@ -35,7 +35,6 @@ SMALL = {
             "DENSEPATH_VALIDATE_EVERY": "2",
         }
     ),
-    "densepath check": Small(),
     "densepath probe": Small(words="--alphas 1 --max-new-tokens 8"),
     "densepath score items.jsonl -o": Small(),
     "densepath score items.jsonl --sft": Small(words="--engine transformers"),

@@ -29,13 +29,11 @@ def of(entry: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def directory(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reader's data, the pair that the page's `sft` has made of it, and another trainer's names for it."""
+    """A reader's data, and the pair that the page's `sft` has made of it."""
     directory = tmp_path_factory.mktemp("reader")
     write_files(directory)
     (command,) = of("densepath sft --base DIR")
     run(command, demo, directory, SMALL["densepath sft --base DIR"])
-    for name, of_run in (("checkpoint-1000", "final"), ("checkpoint-500", "share-0.50")):
-        (directory / "run" / name).symlink_to(of_run)
     return directory
 
 
@@ -45,11 +43,6 @@ def trained(demo: Demo, directory: Path) -> Path:
     (command,) = of("densepath train")
     run(command, demo, directory, SMALL["densepath train"])
     return directory
-
-
-def test_check_says_what_the_pair_is(demo: Demo, directory: Path) -> None:
-    (command,) = of("densepath check")
-    assert "chat template" in run(command, demo, directory).stdout
 
 
 def test_probe_says_what_each_reference_promises(demo: Demo, directory: Path) -> None:

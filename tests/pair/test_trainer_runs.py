@@ -64,8 +64,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield tmp_path_factory.getbasetemp()
 
 
-def tuned_by_trl(base: Path, run: Path, **options: Any) -> Any:
-    settings = SFTConfig(output_dir=str(run), gradient_checkpointing=False, **ARGUMENTS)
+def tuned_by_trl(base: Path, run: Path, *, save_steps: float = 2, **options: Any) -> Any:
+    settings = SFTConfig(
+        output_dir=str(run), gradient_checkpointing=False, **ARGUMENTS | {"save_steps": save_steps}
+    )
     trainer = SFTTrainer(
         str(base),
         settings,
@@ -106,12 +108,13 @@ def test_a_run_of_trl_with_lora(
 ) -> None:
     run = tmp_path / "run"
     lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    trainer = tuned_by_trl(base, run, peft_config=lora)
+    trainer = tuned_by_trl(base, run, save_steps=0.5, peft_config=lora)
     trainer.save_model()
     sft, reference, said = served(run)
     assert sft.name.startswith("run-")
     assert reference.name.startswith("checkpoint-4-")
     assert "the reference is checkpoint-4 (step 4, 50% of" in said
+    assert "Found: checkpoint-4, checkpoint-8, the model in the folder itself." in said
     load_pair(sft, reference, cache_dir=tmp_path)
     ids_1_L = torch.arange(3, 63)[None]
     with torch.inference_mode():
@@ -301,7 +304,7 @@ def test_a_reference_that_is_far_from_half_is_said(tmp_path: Path) -> None:
         lay(tmp_path / f"checkpoint-{step}", **model(f"{step}"), **state(step))
     sft, reference, account = picked(tmp_path)
     assert (sft, reference) == ("checkpoint-1000", "checkpoint-800")
-    assert "No checkpoint is nearer to 50%: train with save_steps so that one is saved there" in account
+    assert "No checkpoint is nearer to 50%: train with save_steps=0.5, which saves one there, and" in account
     assert "nearer" not in picked(tmp_path, 0.85)[2]
 
 
@@ -321,9 +324,8 @@ def test_one_checkpoint_is_no_pair(tmp_path: Path) -> None:
         pick_pair(run, 0.5)
     assert str(refused.value) == (
         f"{run} has one checkpoint only, the model in the folder itself, and a pair needs one from about "
-        "half of the training too: train with save_steps so that one is saved there, and with a "
-        f"save_total_limit that keeps it, or give the base model as the reference: --sft {run} "
-        "--reference BASE"
+        "half of the training too: train with save_steps=0.5, which saves one there, and with no "
+        f"save_total_limit below 2, or give the base model as the reference: --sft {run} --reference BASE"
     )
     lay(run / "checkpoint-1000", **model("1000"), **state(1000))
     with pytest.raises(InvalidRequestError, match="has one checkpoint only"):

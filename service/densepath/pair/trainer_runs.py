@@ -76,7 +76,7 @@ def pick_pair(directory: Path, share: float) -> PickedPair:
     reference = min(earlier, key=lambda checkpoint: abs(checkpoint.step - share * sft.step))
     _require_merged(sft, reference)
     reached = reference.step / sft.step
-    far = f"No checkpoint is nearer to {share:.0%}: {_how_to_save(sft)}."
+    far = f"No checkpoint is nearer to {share:.0%}: {_how_to_save(sft, share)}."
     account = (
         f"{directory}: the sft is {sft.name} (step {sft.step}), and the reference is {reference.name} "
         f"(step {reference.step}, {reached:.0%} of the sft's training samples).",
@@ -179,10 +179,10 @@ def _require_merged(*checkpoints: TrainerCheckpoint) -> None:
         raise InvalidRequestError(f"weights in shards must be merged first: {'; '.join(ways)}")
 
 
-def _how_to_save(checkpoint: TrainerCheckpoint) -> str:
+def _how_to_save(checkpoint: TrainerCheckpoint, share: float) -> str:
     if checkpoint.name.startswith("global_step_"):
         return "train with a trainer.save_freq that saves there"
-    return "train with save_steps so that one is saved there, and with a save_total_limit that keeps it"
+    return f"train with save_steps={share:g}, which saves one there, and with no save_total_limit below 2"
 
 
 def _no_reference(directory: Path, sft: TrainerCheckpoint, earlier: Sequence[TrainerCheckpoint]) -> str:
@@ -192,7 +192,7 @@ def _no_reference(directory: Path, sft: TrainerCheckpoint, earlier: Sequence[Tra
     above = f", or give the folder above it, {directory.parent}" if _NAME.fullmatch(directory.name) else ""
     return (
         f"{directory} has one checkpoint only, {sft.name}, and a pair needs one from about half of the "
-        f"training too: {_how_to_save(sft)}, or give the base model as the reference: {base}{above}"
+        f"training too: {_how_to_save(sft, 0.5)}, or give the base model as the reference: {base}{above}"
     )
 
 
