@@ -156,7 +156,7 @@ SFT_PROBLEMS: dict[str, tuple[Damage, str]] = {
     ),
     "no fast tokenizer file": (
         remove("tokenizer.json"),
-        "tokenizer.json: is missing: the tokenizer must be saved as a fast tokenizer",
+        "tokenizer.json: is missing: copy the base model's tokenizer here, or save a fast tokenizer",
     ),
     "slow tokenizer class": (
         write("tokenizer_config.json", '{"tokenizer_class": "CanineTokenizer"}'),

@@ -256,6 +256,18 @@ def test_checkpoints_of_verl(actor: str, tmp_path: Path) -> None:
         whole_checkpoint(run / sft, None, lambda line: None)
 
 
+def test_megatron_checkpoints_of_verl(tmp_path: Path) -> None:
+    for step in (10, 20):
+        lay(tmp_path / f"global_step_{step}/actor", **{"model__dist_ckpt__metadata.json": {}})
+    with pytest.raises(
+        InvalidRequestError, match=r"merge --backend megatron --local_dir \S+_20/actor --target"
+    ):
+        pick_pair(tmp_path, 0.5)
+    for step in (10, 20):
+        lay(tmp_path / f"global_step_{step}/actor/model/huggingface", **model(f"{step}"))
+    assert picked(tmp_path)[0] == "global_step_20/actor/model/huggingface"
+
+
 def test_shards_of_deepspeed_name_the_command_that_merges_them(tmp_path: Path) -> None:
     for step in (500, 1000):
         lay(

@@ -62,7 +62,7 @@ def read_tokenizer(directory: Path, report: Report) -> TokenizerIdentity | None:
             return None
     if not os.path.lexists(directory / TOKENIZER):
         late = unfinished(directory)
-        report(TOKENIZER, f"is missing{late}: the tokenizer must be saved as a fast tokenizer")
+        report(TOKENIZER, f"is missing{late}: copy the base model's tokenizer here, or save a fast tokenizer")
         return None
     if reason := why_unreadable(directory / TOKENIZER):
         report(TOKENIZER, reason)

@@ -28,7 +28,7 @@ _STATE = "trainer_state.json"
 _NAME = re.compile(r"(checkpoint-|global_step_)([0-9]+)")
 #: Where a model is within the folder of a checkpoint. An adapter comes first: verl's merger writes the base
 #: model around it.
-_HUGGINGFACE = ("huggingface/lora_adapter", "lora_adapter", "huggingface", ".")
+_HUGGINGFACE = ("huggingface/lora_adapter", "lora_adapter", "huggingface", "model/huggingface", ".")
 _PLACES = (*(f"actor/{place}" for place in _HUGGINGFACE), *_HUGGINGFACE)
 #: A reference is called far from the wanted share of the samples if it differs by more than this.
 _FAR = 0.1
