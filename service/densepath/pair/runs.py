@@ -84,7 +84,10 @@ def _read_manifest(directory: Path) -> Any:
             raise InvalidRequestError(
                 f"{directory} is a run that did not finish: run `densepath sft` again with another --run"
             )
-        raise InvalidRequestError(f"{directory} is not a run of `densepath sft`: it has no {MANIFEST}")
+        raise InvalidRequestError(
+            f"{directory} is not a run of `densepath sft`: it has no {MANIFEST}; name the checkpoints of "
+            "another trainer by --sft and --reference"
+        )
     try:
         return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
