@@ -21,6 +21,9 @@ collect_rarely()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # vLLM's `LLM` runs in this process; its AsyncLLM never does.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+# vLLM inspects a model class in another process, which takes 7 seconds, and keeps the result in its cache. A
+# test with a new XDG_CACHE_HOME would do that again at every start.
+os.environ.setdefault("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm"))
 #: Which of the processes of `make test` this is; "" where one process runs all tests.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER:
