@@ -83,7 +83,9 @@ def test_two_dtypes_are_told_by_check_and_at_the_start(
 ) -> None:
     sft = make_checkpoint(tmp_path / "sft", seed=1, dtype=torch.bfloat16)
     words = ("--sft", sft, "--reference", pair_dirs[1])
-    note = "The sft is stored in bfloat16 and the reference in float32; the reference is rounded to bfloat16"
+    note = (
+        "stored in bfloat16 and the reference in float32; each is computed in its own dtype, unless --dtype"
+    )
     status, out, err = run("check", *words)
     assert status == 0
     assert "dtype           bfloat16; of the reference float32" in out

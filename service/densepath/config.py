@@ -135,7 +135,7 @@ class EngineOptions:
     dtype: Annotated[
         str,
         typer.Option(
-            help="float32, bfloat16 or float16. auto takes the dtype of the checkpoint.",
+            help="float32, bfloat16 or float16, for both models. auto takes the dtype of each checkpoint.",
             rich_help_panel=ENGINE,
         ),
     ] = "auto"

@@ -29,10 +29,13 @@ def test_the_pair_says_what_a_client_needs(served: Running, pair: Pair) -> None:
         "version": pair.version,
         "sources": {"sft": "sft", "reference": "reference"},
         "dtype": "float32",
+        "reference_dtype": "float32",
         "verified": {
             "verified": False,
             "reason": "it was not asked for",
-            **dict.fromkeys(("at", "against", "sft", "reference", "reward", "limit", "noise")),
+            **dict.fromkeys(
+                ("at", "against", "sft", "reference", "reward", "limit", "reference_limit", "noise")
+            ),
             "probes": 0,
             "tokens": 0,
             "left_out": [],

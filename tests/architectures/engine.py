@@ -86,7 +86,7 @@ class InProcess:
 
     def __init__(self, pair: Pair) -> None:
         self.context_length = pair.context_length
-        self.dtype = pair.dtype
+        self.dtype, self.reference_dtype = pair.dtype, pair.reference_dtype
         self.arguments = engine_arguments(
             pair.sft,
             pair.reference,

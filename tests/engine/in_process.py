@@ -7,6 +7,7 @@ import gc
 from typing import Any
 
 from densepath.engine.scorer import Scored, View
+from densepath.engine.vllm.arguments import computed_dtypes
 from densepath.errors import EngineUnavailableError
 from densepath.sequences import Sequence
 
@@ -25,7 +26,7 @@ class InProcessScorer:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._arguments = arguments
         self.context_length: int = arguments["max_model_len"]
-        self.dtype: str = arguments["dtype"]
+        self.dtype, self.reference_dtype = computed_dtypes(arguments)
         self._engine: Any = None
         self._waiting: list[tuple[Sequence, bool, asyncio.Future[Scored]]] = []
 

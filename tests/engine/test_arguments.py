@@ -13,7 +13,7 @@ from rich.console import Console
 
 from densepath.config import EngineOptions
 from densepath.engine.vllm import arguments
-from densepath.engine.vllm.arguments import engine_arguments
+from densepath.engine.vllm.arguments import computed_dtypes, engine_arguments
 from densepath.errors import InvalidRequestError
 
 pytestmark = pytest.mark.engine
@@ -91,6 +91,18 @@ def test_fp32_on_a_gpu_is_fp32(sft: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert (arguments_["max_num_batched_tokens"], arguments_["max_num_seqs"]) == (2048, 128)
     for arguments_ in (made("bfloat16"), made("float16"), made("float32", "bfloat16")):
         assert "attention_backend" not in arguments_, "vLLM's own choice is right in 16 bits"
+    for first, second in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        mixed = engine_arguments(
+            sft,
+            sft,
+            checkpoint_dtype=first,
+            reference_dtype=second,
+            context_length=4096,
+            options=EngineOptions(),
+        )
+        assert computed_dtypes(mixed) == (first, second)
+        assert "attention_backend" not in mixed, "it is chosen for each model while it is built"
+        assert (mixed["max_num_batched_tokens"], mixed["max_num_seqs"]) == (2048, 128)
     for arguments_ in (made("float32"), made("bfloat16")):
         assert not {"enforce_eager", "block_size"} & set(arguments_), "those are for a CPU"
 

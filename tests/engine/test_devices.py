@@ -16,6 +16,7 @@ from densepath.engine.scorer import View
 pytestmark = pytest.mark.engine
 
 WIDTH, VOCAB = 4, 11
+FP32 = (torch.float32, torch.float32)
 
 
 def bare_pair(sft: Any, reference: Any) -> Any:
@@ -83,7 +84,7 @@ def scored_by(models: list[Any], hidden: torch.Tensor, view: View | None, defaul
         pooling_states=[PoolingStates(), PoolingStates()],
     )
     metadata.build_pooling_cursor(np.array(lengths), torch.tensor(lengths), hidden.device)
-    pooler = PairPooler(models[0], models[1], WIDTH, VOCAB)
+    pooler = PairPooler(models[0], models[1], FP32, WIDTH, VOCAB)
     with torch.device(default):
         return pooler.forward(hidden, metadata)
 

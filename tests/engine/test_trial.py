@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
 
 
 def job(sft: Path, reference: Path, dtype: str = "float32") -> str:
-    return job_of(sft, reference, dtype, 512, EngineOptions())
+    return job_of(sft, reference, dtype, None, 512, EngineOptions())
 
 
 #: vLLM is imported once: each pair is tried in a fork.

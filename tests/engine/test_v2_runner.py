@@ -18,6 +18,7 @@ from densepath.engine.vllm.pooler import TASK, PairPooler, pooling_params
 pytestmark = pytest.mark.engine
 
 WIDTH, VOCAB = 4, 11
+FP32 = (torch.float32, torch.float32)
 
 
 class Model(torch.nn.Module):
@@ -31,7 +32,7 @@ class Model(torch.nn.Module):
         self.hidden = torch.randn(VOCAB, 32, 2 * WIDTH, generator=generator)
         self.heads = [torch.randn(WIDTH, VOCAB, generator=generator) for _ in range(2)]
         sides = [SimpleNamespace(compute_logits=lambda x, head=head: x @ head) for head in self.heads]
-        self.pooler = PairPooler(sides[0], sides[1], WIDTH, VOCAB)  # type: ignore[arg-type]
+        self.pooler = PairPooler(sides[0], sides[1], FP32, WIDTH, VOCAB)  # type: ignore[arg-type]
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

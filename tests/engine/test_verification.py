@@ -41,6 +41,7 @@ async def verified(pair: Pair, *, loaded: tuple[Path, Path] | None = None, **ove
     arguments = engine_arguments(
         *(loaded or (pair.sft, pair.reference)),
         checkpoint_dtype=pair.dtype,
+        reference_dtype=pair.reference_dtype,
         context_length=pair.context_length,
         options=EngineOptions(kv_cache_memory_bytes=32 << 20),
     ) | {"max_num_batched_tokens": 512, **overrides}

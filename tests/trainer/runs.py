@@ -33,6 +33,7 @@ PAIR = PairAnswer(
     version="0123456789abcdef",
     sources=PairSources(sft="final", reference="base"),
     dtype="float32",
+    reference_dtype="float32",
     verified=VerifiedAnswer.model_validate(asdict(not_verified("--verify off"))),
     vocab_size=43,
     context_length=64,

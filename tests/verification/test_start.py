@@ -152,7 +152,7 @@ async def test_transformers_that_take_longer_than_expected_are_ended(
 ) -> None:
     monkeypatch.setattr(oracle, "LATE", 1e-6)
     probes = [probe.sequence for probe in verifier(pair, said).probes().probes]
-    job = OracleJob((str(pair.sft),), (200_000,), ("float32",), cuda=False, seconds=100.0)
+    job = OracleJob((str(pair.sft),), (200_000,), (("float32",),), cuda=False, seconds=100.0)
     with pytest.raises(oracle.TooSlowError, match="took more than"):
         await ask_oracle(job, probes)
 
@@ -208,7 +208,7 @@ async def test_no_number_leaves_the_service_before_the_verdict(pair: Pair) -> No
 def test_the_memory_bound_is_kept_layer_by_layer(pair: Pair, said: list[str], tmp_path: Path) -> None:
     """A model that does not fit passes through memory layer by layer, with the same numbers."""
     probes = verifier(pair, said).probes().probes[:3]
-    job = OracleJob((str(pair.sft),), (200_000,), ("float32",), cuda=False, seconds=None)
+    job = OracleJob((str(pair.sft),), (200_000,), (("float32",),), cuda=False, seconds=None)
     sequences = [probe.sequence for probe in probes]
     whole = asyncio.run(ask_oracle(job, sequences))
     bounded = asyncio.run(ask_oracle(replace(job, memory_bytes=200_000), sequences))

@@ -89,6 +89,7 @@ def about(service: Service, engine: str) -> APIRouter:
             version=pair.version,
             sources=PairSources(sft=pair.sources[0], reference=pair.sources[1]),
             dtype=served.scorer.dtype,
+            reference_dtype=served.scorer.reference_dtype,
             verified=VerifiedAnswer.model_validate(asdict(served.verdict)),
             vocab_size=pair.embedding_size,
             context_length=served.scorer.context_length,

@@ -254,9 +254,9 @@ class VerifiedAnswer(BaseModel):
     reference: Annotated[DifferenceAnswer | None, Field(description="of log p_reference")]
     reward: DifferenceAnswer | None
     limit: Annotated[
-        float | None,
-        Field(description="the largest difference of a log-probability that was let pass, in nats"),
+        float | None, Field(description="the largest difference of log p_sft that was let pass, in nats")
     ]
+    reference_limit: Annotated[float | None, Field(description="the same for log p_reference")]
     noise: Annotated[
         float | None,
         Field(description="the engine's largest difference from itself: alone, together, cold, cached; nats"),
@@ -273,7 +273,8 @@ class PairAnswer(BaseModel):
     model: str
     version: str
     sources: PairSources
-    dtype: Annotated[str, Field(description="in which the models are served")]
+    dtype: Annotated[str, Field(description="in which the sft is computed")]
+    reference_dtype: Annotated[str, Field(description="in which the reference is computed")]
     verified: VerifiedAnswer
     vocab_size: Annotated[
         int, Field(description="valid ids go from 0 to vocab_size - 1: rows that both embeddings have")

@@ -54,6 +54,7 @@ def _show_trial(pair: Pair, settings: CheckSettings, say: Console) -> bool:
             pair.sft,
             pair.reference,
             checkpoint_dtype=pair.dtype,
+            reference_dtype=pair.reference_dtype,
             context_length=context_length(pair, settings),
             options=settings,
         )
@@ -86,7 +87,7 @@ def _print_verdict(verdict: Verdict) -> None:
         if difference is not None:
             largest, mean = difference.largest, difference.mean
             print(f"{name:<16}differs by at most {largest:.1e} nats, by {mean:.1e} in the mean")
-    print(f"limit           {verdict.limit:.1e} nats")
+    print(f"limit           {verdict.limit:.1e} nats; of the reference {verdict.reference_limit:.1e}")
     print(f"noise           {verdict.noise:.1e} nats: alone or together, cold or with the prefix cache")
     for name in verdict.left_out:
         print(f"not probed      {name}")

@@ -41,7 +41,12 @@ def build_engine(
     from densepath.engine.vllm.reasons import reasons
 
     arguments = engine_arguments(
-        pair.sft, pair.reference, checkpoint_dtype=pair.dtype, context_length=length, options=options
+        pair.sft,
+        pair.reference,
+        checkpoint_dtype=pair.dtype,
+        reference_dtype=pair.reference_dtype,
+        context_length=length,
+        options=options,
     )
     if verify is Verify.OFF:
         return VllmScorer(arguments), start_unverified("--verify is off")

@@ -32,6 +32,7 @@ class FakeScorer:
     cancelled: int = 0
     started: asyncio.Event = field(default_factory=asyncio.Event)  # the first score has begun
     dtype: str = "float32"
+    reference_dtype: str = "float32"
 
     async def start(self) -> None:
         """Nothing to load."""

@@ -51,7 +51,8 @@ class Scorer(Protocol):
     """Scores sequences with one pair. Many calls of `score` may run at the same time."""
 
     context_length: int  # tokens
-    dtype: str  # torch's name of the dtype in which the models are computed
+    dtype: str  # torch's name of the dtype in which the SFT is computed
+    reference_dtype: str  # the same for the reference
 
     async def start(self) -> None:
         """Load the pair. After this, sequences can be scored."""

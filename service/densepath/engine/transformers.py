@@ -65,6 +65,7 @@ class TransformersScorer:
     """Both models in fp32."""
 
     dtype = "float32"
+    reference_dtype = "float32"
 
     def __init__(self, sft: Path, reference: Path, *, context_length: int) -> None:
         self._directories = (sft, reference)

@@ -177,17 +177,12 @@ def _changes(directories: tuple[Path, Path], before: tuple[Identities, Identitie
 
 
 def _note_on_dtypes(sft: str, reference: str) -> list[str]:
-    """A note about the reference, which is computed in the SFT's dtype. Empty if both dtypes are equal."""
+    """A note if the dtypes differ: the rewards then hold the noise of the less exact one."""
     if sft == reference:
         return []
-    stored = f"The sft is stored in {sft} and the reference in {reference}"
-    if sft == "float32" and reference in ("bfloat16", "float16"):
-        return [
-            f"{stored}; both are computed in float32, which rounds neither, unless --dtype says otherwise."
-        ]
     return [
-        f"{stored}; the reference is rounded to {sft}, which changes its log-probabilities: "
-        "--dtype float32 computes both as they are stored."
+        f"The sft is stored in {sft} and the reference in {reference}; each is computed in its own dtype, "
+        "unless --dtype says otherwise: --dtype float32 rounds neither, and adds no noise to the rewards."
     ]
 
 

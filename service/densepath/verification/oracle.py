@@ -53,7 +53,7 @@ class OracleJob:
 
     directories: tuple[str, ...]  # one per model
     parameters: tuple[int, ...]  # the number of parameters of each model
-    dtypes: tuple[str, ...]  # torch's names
+    dtypes: tuple[tuple[str, ...], ...]  # for each model, torch's names
     cuda: bool  # whether it may use the GPU
     seconds: float | None  # the limit for the whole job; None for no limit
     memory_bytes: int | None = None  # the limit for one model, instead of a share of the free memory
@@ -105,11 +105,8 @@ async def ask_oracle(job: OracleJob, sequences: ListLike[Sequence]) -> OracleAns
             raise OracleError(told["error"])
         with np.load(place / "answer.npz") as arrays:
             models = tuple(
-                {
-                    dtype: [arrays[f"{model} {dtype} {i}"] for i in range(len(sequences))]
-                    for dtype in job.dtypes
-                }
-                for model in range(len(job.directories))
+                {dtype: [arrays[f"{model} {dtype} {i}"] for i in range(len(sequences))] for dtype in dtypes}
+                for model, dtypes in enumerate(job.dtypes)
             )
         return OracleAnswer(models, told["device"], told["seconds"])
 
@@ -133,8 +130,8 @@ def _run(place: Path) -> None:
         _refuse_slow(job, sum(len(sequence.token_ids_L) for sequence in sequences), device)
         results = {
             f"{model} {dtype} {i}": logp_T
-            for model in range(len(job.directories))
-            for dtype in job.dtypes
+            for model, dtypes in enumerate(job.dtypes)
+            for dtype in dtypes
             for i, logp_T in enumerate(_logprobs(job, model, dtype, sequences, device))
         }
     except TooSlowError as error:
@@ -161,7 +158,13 @@ def _refuse_slow(job: OracleJob, tokens: int, device: str) -> None:
     """Raises TooSlowError if the matrix products alone would take longer than the job's limit."""
     if job.seconds is None:
         return
-    expected = sum(2 * sum(job.parameters) * tokens / _rate(dtype, device) for dtype in job.dtypes)
+    work = [
+        (dtype, 2 * parameters * tokens)
+        for parameters, dtypes in zip(job.parameters, job.dtypes, strict=True)
+        for dtype in dtypes
+    ]
+    rates = {dtype: _rate(dtype, device) for dtype, _ in work}
+    expected = sum(operations / rates[dtype] for dtype, operations in work)
     if expected > job.seconds:
         raise TooSlowError(
             f"transformers would take about {expected / 60:.0f} minutes on this machine's {device}, and the "

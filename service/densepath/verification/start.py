@@ -89,7 +89,8 @@ class Verifier:
 
     async def _run(self, scorer: Scorer, probes: Probes) -> Verdict:
         begin = time.monotonic()
-        asked = asyncio.ensure_future(self._ask(probes, scorer.dtype))
+        dtypes = scorer.dtype, scorer.reference_dtype
+        asked = asyncio.ensure_future(self._ask(probes, dtypes))
         try:
             if self.cuda or self._large():  # memory suffices for only one of the two at a time
                 await asked
@@ -103,7 +104,7 @@ class Verifier:
             verdict = replace(not_verified(answer), noise=largest_noise(rounds))
             self.say(verdict.line())
             return verdict
-        verdict = _judge_pair(scorer.dtype, probes, rounds, answer)
+        verdict = _judge_pair(dtypes, probes, rounds, answer)
         self.say(f"{verdict.line()}; it took {time.monotonic() - begin:.1f} s, including the start")
         return verdict
 
@@ -125,13 +126,13 @@ class Verifier:
             tokens_per_step=self.arguments["max_num_batched_tokens"],
         )
 
-    async def _ask(self, probes: Probes, dtype: str) -> OracleAnswer | str:
+    async def _ask(self, probes: Probes, dtypes: tuple[str, str]) -> OracleAnswer | str:
         """Transformers' answer, or why there is none. Raises InvalidPairError if there must be one."""
         directories = (self.pair.sft, self.pair.reference)
         job = OracleJob(
             directories=tuple(map(str, directories)),
             parameters=tuple(map(count_parameters, directories)),
-            dtypes=tuple(dict.fromkeys((FLOAT32, dtype))),
+            dtypes=tuple(tuple(dict.fromkeys((FLOAT32, dtype))) for dtype in dtypes),
             cuda=self.cuda,
             seconds=AUTO_SECONDS if self.verify is Verify.AUTO else None,
         )
@@ -148,7 +149,7 @@ class Verifier:
 
 
 def _judge_pair(
-    dtype: str, probes: Probes, rounds: Mapping[str, list[Scored]], answer: OracleAnswer
+    dtypes: tuple[str, str], probes: Probes, rounds: Mapping[str, list[Scored]], answer: OracleAnswer
 ) -> Verdict:
     """The verdict on both models. Raises InvalidPairError if one is beyond its limit."""
     sft, reference = (
@@ -156,7 +157,7 @@ def _judge_pair(
         for name in ("logp_sft_T", "logp_reference_T")
     )
     want_sft, want_reference = (logp_T[FLOAT32] for logp_T in answer.models)
-    limits = [derive_limit(dtype, logp_T) for logp_T in answer.models]
+    limits = [derive_limit(dtype, logp_T) for dtype, logp_T in zip(dtypes, answer.models, strict=True)]
     reward_off = np.concatenate(
         [
             np.abs((scored.logp_sft_T - scored.logp_reference_T) - (a_T - b_T))
@@ -171,7 +172,8 @@ def _judge_pair(
         sft=judge("sft", sft, want_sft, probes.probes, limits[0]),
         reference=judge("reference", reference, want_reference, probes.probes, limits[1]),
         reward=Difference(float(reward_off.max()), float(reward_off.mean())),
-        limit=max(limit.largest for limit in limits),
+        limit=limits[0].largest,
+        reference_limit=limits[1].largest,
         noise=largest_noise(rounds),
         probes=len(probes.probes),
         tokens=probes.tokens,

@@ -24,7 +24,8 @@ class Verdict:
     sft: Difference | None = None  # of log p
     reference: Difference | None = None
     reward: Difference | None = None
-    limit: float | None = None  # nats: the largest difference of a log p that is accepted
+    limit: float | None = None  # nats: the largest difference of log p of the sft that is accepted
+    reference_limit: float | None = None  # the same for the reference
     noise: float | None = None  # nats: the largest difference between two scores of a token by the engine
     probes: int = 0
     tokens: int = 0
@@ -37,7 +38,7 @@ class Verdict:
         return (
             f"verified against {self.against}: log p of the sft differs by at most {self.sft.largest:.1e}, "
             f"of the reference by {self.reference.largest:.1e}, the reward by {self.reward.largest:.1e} nats "
-            f"({self.probes} probes, limit {self.limit:.1e})"
+            f"({self.probes} probes, limits {self.limit:.1e} and {self.reference_limit:.1e})"
         )
 
 

@@ -16,20 +16,32 @@ CPU_KV_CACHE_BYTES = 1 << 30
 #: More of a prompt is shared than with the CPU build's 128, and blocks are still long enough to run fast.
 CPU_BLOCK_SIZE = 32
 
-
-#: vLLM's names of float32.
-FP32 = ("float32", "float")
+#: vLLM's other names of torch's dtypes.
+_DTYPES = {"float": "float32", "half": "float16"}
+FP32 = "float32"
 
 
 def engine_arguments(
-    sft: Path, reference: Path, *, checkpoint_dtype: str, context_length: int, options: EngineOptions
+    sft: Path,
+    reference: Path,
+    *,
+    checkpoint_dtype: str,
+    reference_dtype: str | None = None,
+    context_length: int,
+    options: EngineOptions,
 ) -> dict[str, Any]:
     """Keyword arguments of `AsyncEngineArgs` and `LLM`.
 
-    `dtype` "auto" means the checkpoint's own dtype: vLLM's "auto" would serve an fp32 checkpoint in 16 bits.
+    `checkpoint_dtype` is the dtype of the SFT's checkpoint, and also of the reference's if `reference_dtype`
+    is None. The option `dtype` "auto" means each checkpoint's own dtype: vLLM's "auto" would serve an fp32
+    checkpoint in 16 bits. vLLM's `dtype` is that of the SFT.
+
     `max_num_batched_tokens` and `max_num_seqs` are always set. Raises InvalidRequestError if they contradict
     each other.
     """
+    dtypes = checkpoint_dtype, reference_dtype or checkpoint_dtype
+    if options.dtype != "auto":
+        dtypes = (_DTYPES.get(options.dtype, options.dtype),) * 2
     architectures = json.loads((sft / "config.json").read_text())["architectures"]
     arguments: dict[str, Any] = {
         "model": str(sft),
@@ -44,8 +56,9 @@ def engine_arguments(
             "architectures": [ARCHITECTURE],
             "densepath_sft_architectures": architectures,
             "densepath_reference": str(reference),
+            "densepath_reference_dtype": dtypes[1],
         },
-        "dtype": checkpoint_dtype if options.dtype == "auto" else options.dtype,
+        "dtype": dtypes[0],
         "max_model_len": context_length,
         "tensor_parallel_size": options.tensor_parallel_size,
         "distributed_executor_backend": options.distributed_executor_backend,
@@ -53,8 +66,8 @@ def engine_arguments(
     }
     if options.gpu_memory_utilization is not None:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
-    arguments |= _step(arguments["dtype"], context_length, options)
-    if not cpu_build() and arguments["dtype"] in FP32:
+    arguments |= _step(dtypes, context_length, options)
+    if not cpu_build() and set(dtypes) == {FP32}:
         # vLLM's own choice, TRITON_ATTN, multiplied in TF32: rewards were off by 3.2e-3 instead of 6.0e-6.
         arguments["attention_backend"] = "FLEX_ATTENTION"
     if cpu_build():
@@ -64,7 +77,12 @@ def engine_arguments(
     return arguments
 
 
-def _step(dtype: str, context_length: int, options: EngineOptions) -> dict[str, int]:
+def computed_dtypes(arguments: dict[str, Any]) -> tuple[str, str]:
+    """Torch's names of the dtypes in which the SFT and the reference are computed."""
+    return arguments["dtype"], arguments["hf_overrides"]["densepath_reference_dtype"]
+
+
+def _step(dtypes: tuple[str, str], context_length: int, options: EngineOptions) -> dict[str, int]:
     """How many tokens and sequences one step of the engine takes.
 
     What the options leave open is vLLM's default. On a GPU that is the default of `LLM`, which depends on the
@@ -79,7 +97,7 @@ def _step(dtype: str, context_length: int, options: EngineOptions) -> dict[str, 
 
     tokens = SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS
     sequences = options.max_num_seqs or SchedulerConfig.DEFAULT_MAX_NUM_SEQS
-    if not cpu_build() and dtype not in FP32:
+    if not cpu_build() and FP32 not in dtypes:
         tokens_by_use, sequences_by_use = EngineArgs.get_batch_defaults(options.tensor_parallel_size)
         tokens = tokens_by_use[UsageContext.LLM_CLASS]
         sequences = options.max_num_seqs or sequences_by_use[UsageContext.LLM_CLASS]

@@ -20,6 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from densepath.engine.ranking import read_table, table_width
 from densepath.engine.scorer import Scored, View, engine_died
+from densepath.engine.vllm.arguments import computed_dtypes
 from densepath.engine.vllm.core_process import engine_process
 from densepath.engine.vllm.lifetime import mark_children
 from densepath.engine.vllm.longrope import ShortSequences
@@ -40,8 +41,6 @@ def _scored(output: Any, sequence: Sequence, view: View | None = None) -> Scored
     return Scored(columns[:, 0].copy(), columns[:, 1].copy(), int(output.num_cached_tokens or 0), ranked)
 
 
-#: vLLM's other names of torch's dtypes.
-_DTYPES = {"float": "float32", "half": "float16"}
 #: The time between two checks whether the engine is alive.
 DEATH_LOOK_SECONDS = 0.5
 
@@ -53,7 +52,7 @@ class VllmScorer:
         """`arguments` are those of `engine_arguments`."""
         self.arguments = arguments
         self.context_length: int = arguments["max_model_len"]
-        self.dtype = _DTYPES.get(arguments["dtype"], str(arguments["dtype"]))
+        self.dtype, self.reference_dtype = computed_dtypes(arguments)
         self._llm: Any = None  # an AsyncLLM once started
 
     async def start(self) -> None:

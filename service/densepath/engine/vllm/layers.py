@@ -53,16 +53,20 @@ def check_quantisation(sft_config: Any, reference_config: Any) -> None:
 
 
 @contextmanager
-def built_side(vllm_config: Any, side: str) -> Iterator[None]:
-    """A block in which one side's model is built. Raises ValueError that names the side."""
+def built_side(vllm_config: Any, side: str, dtype: torch.dtype) -> Iterator[list[Any]]:
+    """A block in which one side's model is built in `dtype`. Raises ValueError that names the side.
+
+    The list is filled after the block, with the layers of this side that vLLM knows by name.
+    """
     layers = vllm_config.compilation_config.static_forward_context
     before = set(layers)  # a class may give its layers names without the side's prefix
+    mine: list[Any] = []
     try:
-        yield
+        yield mine
     except Exception as error:
         reason = reason_of(error)
         if "Duplicate layer name" in reason:
             reason += " (it cannot tell two models of this architecture apart in one engine)"
         raise ValueError(f"vLLM cannot build the {side}: {reason}") from error
-    mine = [layer for name, layer in layers.items() if name not in before]
-    check_layers(mine, side, vllm_config.model_config.dtype)
+    mine += [layer for name, layer in layers.items() if name not in before]
+    check_layers(mine, side, dtype)

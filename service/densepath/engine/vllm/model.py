@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from vllm.compilation.backends import set_model_tag
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.models.utils import maybe_prefix
 from vllm.transformers_utils.config import get_config
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from densepath.engine.vllm.layers import built_side, check_quantisation
 from densepath.engine.vllm.longrope import LongRope, ShortSequences
 from densepath.engine.vllm.pooler import PairPooler
+from densepath.engine.vllm.sides import prepare_for, side_config
 
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
 
@@ -63,17 +66,23 @@ class DensepathPair(nn.Module):
 
         check_quantisation(sft_config, reference_config)
 
-        def build(name: str, config: Any, architectures: list[str]) -> Any:
-            with built_side(vllm_config, name), set_model_tag(f"densepath_{name}"):  # two compiled graphs
-                return init_vllm_registered_model(
-                    vllm_config,
-                    prefix=maybe_prefix(prefix, name),
-                    hf_config=config,
-                    architectures=architectures,
-                )
+        def build(name: str, config: Any, architectures: list[str], dtype: torch.dtype) -> Any:
+            with (
+                built_side(vllm_config, name, dtype) as layers,
+                set_model_tag(f"densepath_{name}"),  # two compiled graphs
+                set_default_torch_dtype(dtype),
+            ):
+                side = side_config(vllm_config, config, architectures, dtype)
+                model = initialize_model(side, prefix=maybe_prefix(prefix, name))
+            if dtype != model_config.dtype:
+                prepare_for(layers, side.model_config)
+            return model
 
-        self.sft: Any = build("sft", sft_config, list(sft_config.densepath_sft_architectures))
-        self.reference: Any = build("reference", reference_config, list(reference_config.architectures))
+        dtypes = model_config.dtype, getattr(torch, sft_config.densepath_reference_dtype)
+        self.sft: Any = build("sft", sft_config, list(sft_config.densepath_sft_architectures), dtypes[0])
+        self.reference: Any = build(
+            "reference", reference_config, list(reference_config.architectures), dtypes[1]
+        )
         self.secondary_weights = (
             DefaultModelLoader.Source(reference_path, revision=None, prefix=REFERENCE, fall_back_to_pt=False),
         )
@@ -83,7 +92,9 @@ class DensepathPair(nn.Module):
             vllm_config.scheduler_config.max_num_batched_tokens,
         )
         text_config = sft_config.get_text_config()
-        self.pooler = PairPooler(self.sft, self.reference, _hidden_width(text_config), text_config.vocab_size)
+        self.pooler = PairPooler(
+            self.sft, self.reference, dtypes, _hidden_width(text_config), text_config.vocab_size
+        )
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """vLLM requires this of every model. The pair is always run from ids."""
@@ -100,6 +111,7 @@ class DensepathPair(nn.Module):
     ) -> torch.Tensor:
         """Hidden states of both models side by side, `[rows, hidden_sft + hidden_reference]`.
 
+        If the models have two dtypes, the wider one holds both without rounding.
         The SFT's are copied before the reference runs: vLLM's CUDA graphs of both models share one memory
         pool, and replaying the reference's graph overwrites the output of the SFT's graph.
         """

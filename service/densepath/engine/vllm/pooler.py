@@ -64,9 +64,18 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
     (`engine.ranking`).
     """
 
-    def __init__(self, sft: nn.Module, reference: nn.Module, sft_width: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        sft: nn.Module,
+        reference: nn.Module,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        sft_width: int,
+        vocab_size: int,
+    ) -> None:
+        """`dtypes` are those in which the models compute their hidden states."""
         super().__init__()
         self._models = (sft, reference)  # a tuple: they are not this module's children
+        self._dtypes = dtypes
         self._sft_width = sft_width
         self._vocab_size = vocab_size
 
@@ -160,9 +169,13 @@ class PairPooler(Pooler):  # type: ignore[misc]  # vllm is untyped here
             chunk = slice(begin, begin + step)
             hidden_C = hidden_states.index_select(0, row_R[chunk])
             tables: list[torch.Tensor] = []
-            for column, (model, width) in enumerate(zip(self._models, widths, strict=True)):
-                # vLLM runs the head of a pooling model in fp32, whatever dtype its weights have.
-                logit_C_V = model.compute_logits(hidden_C[:, width]).float()  # type: ignore[operator]
+            for column, (model, dtype, width) in enumerate(
+                zip(self._models, self._dtypes, widths, strict=True)
+            ):
+                # vLLM runs the head of a pooling model in fp32, whatever dtype its weights have. It must get
+                # the hidden states in the model's dtype: it widens the weights if that is not fp32.
+                own_C = hidden_C[:, width].to(dtype)
+                logit_C_V = model.compute_logits(own_C).float()  # type: ignore[operator]
                 normalizer_C = logit_C_V.logsumexp(-1)
                 logp_R_X[chunk, column] = logit_C_V.gather(1, target_R[chunk, None])[:, 0] - normalizer_C
                 if view is not None:

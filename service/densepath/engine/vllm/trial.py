@@ -22,7 +22,13 @@ from densepath.garbage import collect_rarely
 
 
 def try_pair(
-    sft: Path, reference: Path, *, checkpoint_dtype: str, context_length: int, options: EngineOptions
+    sft: Path,
+    reference: Path,
+    *,
+    checkpoint_dtype: str,
+    reference_dtype: str | None = None,
+    context_length: int,
+    options: EngineOptions,
 ) -> str | None:
     """Why vLLM cannot run a pair, or None if it can. The arguments are those of `engine_arguments`.
 
@@ -31,7 +37,7 @@ def try_pair(
     if find_spec("vllm") is None:
         raise LookupError("vLLM is not installed")
     command = [sys.executable, "-m", __name__]
-    job = job_of(sft, reference, checkpoint_dtype, context_length, options)
+    job = job_of(sft, reference, checkpoint_dtype, reference_dtype, context_length, options)
     done = subprocess.run(command, input=job, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0 or not done.stdout:
         raise LookupError(f"the trial ended with exit status {done.returncode}")
@@ -42,10 +48,19 @@ def try_pair(
 
 
 def job_of(
-    sft: Path, reference: Path, checkpoint_dtype: str, context_length: int, options: EngineOptions
+    sft: Path,
+    reference: Path,
+    checkpoint_dtype: str,
+    reference_dtype: str | None,
+    context_length: int,
+    options: EngineOptions,
 ) -> str:
     """One line of JSON for the child. Only the child imports vLLM, which `engine_arguments` needs too."""
-    given = {"checkpoint_dtype": checkpoint_dtype, "context_length": context_length}
+    given = {
+        "checkpoint_dtype": checkpoint_dtype,
+        "reference_dtype": reference_dtype,
+        "context_length": context_length,
+    }
     chosen = {field.name: getattr(options, field.name) for field in fields(EngineOptions)}
     return json.dumps({"sft": str(sft), "reference": str(reference), "options": chosen, **given})
 

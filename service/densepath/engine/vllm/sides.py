@@ -1,0 +1,51 @@
+"""What vLLM is told about one of the two models. Its own config describes the SFT."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from vllm.config.model import _get_and_verify_dtype
+from vllm.config.utils import replace
+from vllm.platforms import current_platform
+from vllm.v1.attention.backend import subclass_attention_backend
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+
+def side_config(vllm_config: Any, hf_config: Any, architectures: list[str], dtype: torch.dtype) -> Any:
+    """vLLM's config for one model, which is computed in `dtype`.
+
+    Raises ValueError if vLLM does not compute this model in that dtype.
+    """
+    side = vllm_config.with_hf_config(hf_config, architectures=architectures)
+    model_config = side.model_config
+    model_config.dtype = _get_and_verify_dtype(
+        model_config.model, model_config.hf_config, dtype, is_pooling_model=True
+    )
+    if model_config.dtype == torch.float32 and current_platform.is_cuda():
+        # As in `engine_arguments`, which cannot say it of one model alone.
+        side.attention_config = replace(side.attention_config, backend=AttentionBackendEnum.FLEX_ATTENTION)
+    return side
+
+
+def prepare_for(layers: list[Any], model_config: Any) -> None:
+    """Make vLLM prepare the attention of these layers for their own model, and not for the SFT.
+
+    The CPU's attention takes its kernel and the sizes of its buffers from the dtype of vLLM's config.
+    """
+    for layer in layers:
+        backend = _backend_for(layer.get_attn_backend(), model_config)
+        layer.get_attn_backend = lambda backend=backend: backend
+        if after_loading := getattr(layer, "process_weights_after_loading", None):
+            layer.process_weights_after_loading = lambda _, of=after_loading: of(model_config.dtype)
+
+
+def _backend_for(backend: Any, model_config: Any) -> Any:
+    class Builder(backend.get_builder_cls()):  # type: ignore[misc]  # vllm is untyped here
+        def __init__(self, spec: Any, names: list[str], vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+            own = copy.copy(vllm_config)
+            own.model_config = model_config
+            super().__init__(spec, names, own, *args, **kwargs)
+
+    return subclass_attention_backend("Reference", backend, Builder)
