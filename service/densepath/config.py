@@ -94,6 +94,15 @@ class PairSettings:
             rich_help_panel=PAIR,
         ),
     ] = None
+    fix_names: Annotated[
+        bool,
+        typer.Option(
+            "--fix-names",
+            help="Use a renamed copy of a checkpoint whose tensors or config keys have odd names of a known "
+            "kind, and print what was renamed.",
+            rich_help_panel=PAIR,
+        ),
+    ] = False
     pair: Annotated[
         Path | None,
         typer.Option(

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import densepath.pair.weights
 from checkpoints import make_checkpoint, make_tokenizer
+from damage import change_tensors
 from densepath.engine.transformers import load_model
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.pair.adapters import WEIGHTS, whole_checkpoint
 from densepath.pair.checkpoint import ADAPTER_CONFIG as CONFIG
+from densepath.pair.fix_names import fixed_checkpoint
 from densepath.pair.merge import merge
 from densepath.pair.pair import load_pair
 
@@ -209,6 +212,25 @@ def test_what_cannot_be_merged_is_refused_in_one_sentence(tmp_path: Path, cache:
     more = refusal(lambda copy: edit(copy, target_modules=[*TARGETS, "lm_head"]))
     assert "of its tensors do not fit the base model" in more
     assert [path for path in cache.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_base_model_with_a_fault_is_refused_and_one_with_odd_names_is_fixed(tmp_path: Path) -> None:
+    """transformers draws missing tensors at random, and the merged model would have all of them."""
+    base = make_checkpoint(tmp_path / "base", seed=1)
+    adapter = make_adapter(tmp_path / "adapter", base, r=4)
+    want = load_file(whole_checkpoint(adapter, None, NOWHERE) / "model.safetensors")
+    change_tensors(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))(base)
+    with pytest.raises(InvalidPairError, match=r"the base model .*lacks 1 of the .*up_proj"):
+        whole_checkpoint(adapter, None, NOWHERE)
+    make_checkpoint(base, seed=1)
+    wrapped = {f"module.{name}": tensor for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(wrapped, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InvalidPairError, match=r"the base model .*--fix-names"):
+        whole_checkpoint(adapter, None, NOWHERE)
+    merged = whole_checkpoint(adapter, None, NOWHERE, lambda base: fixed_checkpoint(base, NOWHERE))
+    got = load_file(merged / "model.safetensors")
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
 
 
 def test_another_kind_of_adapter_is_refused_by_its_name(tmp_path: Path) -> None:

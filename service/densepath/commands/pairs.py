@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from densepath.config import PairSettings
 from densepath.errors import InvalidRequestError
 from densepath.pair.adapters import whole_checkpoint
+from densepath.pair.fix_names import fixed_checkpoint
 from densepath.pair.pair import Pair, load_pair
 from densepath.pair.pair import Progress as OnProgress
 from densepath.pair.runs import MANIFEST, read_sft_run
@@ -22,11 +23,18 @@ from densepath.sequences import Tokenizer
 def directories(settings: PairSettings, say: Console) -> tuple[Path, Path]:
     """The two checkpoints that the settings name. A missing demo is built, and adapters are merged.
 
-    Raises InvalidRequestError where they name none, or more than one pair.
+    Odd names are fixed if the settings ask for it. Raises InvalidRequestError where they name none, or more
+    than one pair.
     """
+
+    def tell(line: str) -> None:
+        say.print(line, markup=False, soft_wrap=True)
+
+    def prepare(directory: Path) -> Path:
+        return fixed_checkpoint(directory, tell) if settings.fix_names else directory
+
     sft, reference = (
-        whole_checkpoint(each, settings.base, lambda line: say.print(line, markup=False, soft_wrap=True))
-        for each in _named(settings, say)
+        prepare(whole_checkpoint(each, settings.base, tell, prepare)) for each in _named(settings, say)
     )
     return sft, reference
 

@@ -7,7 +7,6 @@ merge.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from typing import Any
 
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, locked, whole_directory
-from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint, has_weights
+from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint, has_weights, read_model
 from densepath.pair.identity import Identities, changed, identify_all
-from densepath.pair.weights import cached_scan, read_tensors
+from densepath.pair.weights import file_digest
 from densepath.versions import installed_versions
 
 WEIGHTS = "adapter_model.safetensors"
@@ -43,17 +42,21 @@ def has_adapter_weights(directory: Path) -> bool:
     return is_adapter(directory) and any(directory.glob("adapter_model.*"))
 
 
-def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
+def whole_checkpoint(
+    directory: Path, base: Path | None, say: Say, prepare: Callable[[Path], Path] = lambda base: base
+) -> Path:
     """The directory itself or, if it is an adapter, the directory of the merged model.
 
-    `base` is the base model of an adapter. None takes the one that its config names. `say` is called before
-    and after a merge. Raises InvalidRequestError if the base model is not on this machine, and
-    InvalidPairError if the adapter cannot be merged.
+    `base` is the base model of an adapter. None takes the one that its config names. `prepare` gives the
+    directory to use instead of a base model's own. `say` is called before and after a merge.
+
+    Raises InvalidRequestError if the base model is not on this machine, and InvalidPairError if it has a
+    fault or the adapter cannot be merged.
     """
     if not is_adapter(directory):
         return directory
     config = _read_config(directory)
-    base = _base_of(directory, config, base)
+    base = prepare(_base_of(directory, config, base))
     if not (directory / WEIGHTS).is_file():
         raise InvalidPairError(
             f"{directory} is an adapter without {WEIGHTS}: save it in safetensors, since pickled files are "
@@ -68,6 +71,7 @@ def whole_checkpoint(directory: Path, base: Path | None, say: Say) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
+            _require_whole(base)
             say(f"merging the adapter {directory} into its base model {base}, once")
             _merge(directory, base, target, files)
             say(f"merged: {target}")
@@ -108,24 +112,25 @@ def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path
     return found
 
 
+def _require_whole(base: Path) -> None:
+    """Raise InvalidPairError for a base model with a fault, because a merge would hide it."""
+    problems: list[str] = []
+    read_model(base, lambda *words: problems.append(": ".join(filter(None, words))), [])
+    if problems:
+        raise InvalidPairError(f"the base model {base}: {'; '.join(problems)}")
+
+
 def _key(files: Mapping[Path, Identities]) -> str:
     """The fingerprint of everything that decides the merged model. `files` are those of base and adapter."""
-    digests = [{name: _digest(folder / name) for name in sorted(found)} for folder, found in files.items()]
+    digests = [
+        {name: file_digest(folder / name) for name in sorted(found)} for folder, found in files.items()
+    ]
     return fingerprint(
         {
             "files": dict(zip(("base", "adapter"), digests, strict=True)),
             "packages": installed_versions(_PACKAGES),
         }
     )
-
-
-def _digest(path: Path) -> str:
-    """The SHA-256 of a file. That of weights is cached, as for any checkpoint."""
-    tensors = read_tensors(path, lambda *_: None) if path.suffix == ".safetensors" else None
-    if tensors is not None:
-        return cached_scan(path, tensors, cache_directory("weights"), lambda _: None).digest
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _merge(directory: Path, base: Path, target: Path, files: Mapping[Path, Identities]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from densepath.errors import InvalidRequestError
 from densepath.pair.identity import Identities, identify_all
+from densepath.pair.odd_keys import find_ignored_keys, find_odd_keys
+from densepath.pair.tensor_names import FIX_NAMES
 from densepath.pair.tensors import describe_dtypes, describe_tensors, expected_tensors, tied_twice
 from densepath.pair.tokenizer_files import REMOTE_CODE, TOKENIZER, TokenizerIdentity, as_ids, read_tokenizer
 from densepath.pair.unreadable import unfinished
@@ -102,7 +104,7 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
         return Checkpoint(directory, None, None, {})
     files = identify_all(directory)
     notes: list[str] = []
-    config = _read_config(directory, report)
+    config, weights = read_model(directory, report, notes)
     tokenizer = read_tokenizer(directory, report) if config else None
     if config and tokenizer and tokenizer.vocab_size > config.embedding_size:
         report(
@@ -110,10 +112,18 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
             f"has ids up to {tokenizer.vocab_size - 1}, but the embedding has {config.embedding_size} rows: "
             "vocab_size must be larger than every id",
         )
+    return Checkpoint(directory, config, tokenizer, weights, files, tuple(notes))
+
+
+def read_model(
+    directory: Path, report: Report, notes: list[str]
+) -> tuple[Config | None, Mapping[str, Tensors]]:
+    """The config of a model directory and its weights by file name, without a tokenizer."""
+    config = _read_config(directory, report)
     weights = read_weights(directory, report)
     if config and weights:
         _check_tensors(directory, config, weights, report, notes)
-    return Checkpoint(directory, config, tokenizer, weights, files, tuple(notes))
+    return config, weights
 
 
 def _no_directory(error: OSError) -> str:
@@ -179,7 +189,7 @@ def _read_config(directory: Path, report: Report) -> Config | None:
     if raw.get("auto_map"):
         report(CONFIG, REMOTE_CODE)
         return None
-    loaded = _load_config(directory, report)
+    loaded = _load_config(directory, raw, report)
     if architecture is None or loaded is None or generation is None:
         return None
     text = loaded.get_text_config()
@@ -212,12 +222,21 @@ def _architecture(raw: Mapping[str, Any], report: Report) -> str | None:
     return str(architectures[0])
 
 
-def _load_config(directory: Path, report: Report) -> Any:
+def _load_config(directory: Path, raw: Mapping[str, Any], report: Report) -> Any:
     from transformers import AutoConfig
 
+    odd = find_odd_keys(raw)
+    for line in odd.found:
+        report(CONFIG, f"{line} ({FIX_NAMES})")
+    for line in odd.unclear:
+        report(CONFIG, line)
+    if odd.found or odd.unclear:
+        return None
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         config.get_text_config()  # raises where there are two
+        for line in find_ignored_keys(raw, config):
+            report(CONFIG, line)
         return config
     except Exception:  # the library raises many kinds; their messages repeat the file and its path
         report(

@@ -11,12 +11,15 @@ from typing import Any
 #: A tensor's name → its shape.
 Shapes = Mapping[str, tuple[int, ...]]
 
+#: Says who does what a message asks for.
+FIX_NAMES = "--fix-names of serve, check and score does that"
 #: Parts that wrappers add anywhere in a name, and the cause to report.
 _WRAPPERS = {
     "_orig_mod.": "was saved from a compiled model",
     "_fsdp_wrapped_module.": "was saved from a model that FSDP wraps",
     "_checkpoint_wrapped_module.": "was saved from a model with wrapped activation checkpointing",
     "module.": "was saved from a wrapped model (DDP or DeepSpeed)",
+    "language_model.": "was saved from a model of text and images that contains this one",
 }
 _ADAPTER = re.compile(
     r"(^|\.)(lora_[A-Za-z_]+|base_layer|modules_to_save|original_module|ia3_l|trainable_tokens_\w+)(\.|$)"
@@ -33,11 +36,20 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Prefix:
-    """An extra part in names or, with `lacks`, a part that is missing at their start."""
+    """An extra part in names or, with `lacks`, a part that is missing at their start.
+
+    `found` says how many names are odd, with the first of them, and why. `remedy` says what is to be done.
+    """
 
     part: str
     lacks: bool
-    message: str
+    found: str
+    remedy: str
+
+    @property
+    def message(self) -> str:
+        """One line for a checkpoint that is not renamed."""
+        return f"{self.found}; {self.remedy} ({FIX_NAMES})"
 
 
 def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
@@ -46,11 +58,8 @@ def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
     for part, cause in _WRAPPERS.items():
         wrapped = [name for name in strange if _without(name, part) != name]
         if any(_without(name, part) in known for name in wrapped):
-            message = (
-                f"{len(wrapped)} names hold `{part}` ({some(wrapped)}): the checkpoint {cause}; "
-                f"strip `{part}` from every name"
-            )
-            return Prefix(part, False, message)
+            found = f"{len(wrapped)} names hold `{part}` ({some(wrapped)}): the checkpoint {cause}"
+            return Prefix(part, False, found, f"strip `{part}` from every name")
     plain = [name for name in strange if not _ADAPTER.search(name)]
     heads = {name.partition(".")[2]: name.partition(".")[0] + "." for name in known if name.count(".") > 1}
     lost: Counter[str] = Counter(
@@ -58,29 +67,29 @@ def describe_prefix(shapes: Shapes, known: Shapes) -> Prefix | None:
     )
     if head := _of_most(lost, plain):
         bare = [name for name in plain if head + name in known]
-        message = (
+        found = (
             f"{len(bare)} names lack `{head}` ({some(bare)}): the checkpoint was saved from the model "
-            f"without its head; add `{head}` at their start, or save the model with its head"
+            "without its head"
         )
-        return Prefix(head, True, message)
+        return Prefix(head, True, found, f"add `{head}` at their start, or save the model with its head")
     added = Counter(
         name.removesuffix(end) for name in plain for end in _ends(name) if end in known and end not in shapes
     )
     if around := _of_most(added, plain):
         wrapped = [name for name in strange if name.startswith(around)]
-        message = (
+        found = (
             f"{len(wrapped)} names begin with `{around}` ({some(wrapped)}): the checkpoint was saved from a "
-            f"larger model that contains this one; strip `{around}` from every name"
+            "larger model that contains this one"
         )
-        return Prefix(around, False, message)
+        return Prefix(around, False, found, f"strip `{around}` from every name")
     return None
 
 
-def rename(shapes: Shapes, prefix: Prefix, known: Shapes) -> Shapes:
-    """The same tensors under their corrected names."""
+def rename(name: str, prefix: Prefix, known: Shapes) -> str:
+    """The corrected name of a tensor."""
     if prefix.lacks:
-        return {prefix.part + name if prefix.part + name in known else name: s for name, s in shapes.items()}
-    return {name if name in known else _without(name, prefix.part): s for name, s in shapes.items()}
+        return prefix.part + name if prefix.part + name in known else name
+    return name if name in known else _without(name, prefix.part)
 
 
 def cause_of_missing(missing: list[str], unknown: list[str], config: Any) -> str:

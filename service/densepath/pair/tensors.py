@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from densepath.pair.tensor_names import (
+    Prefix,
     Shapes,
     cause_of_missing,
     cause_of_unknown,
@@ -33,6 +34,8 @@ _COMPUTED = re.compile(
 _PREFIX_IS_OPTIONAL = frozenset({"BloomForCausalLM", "OPTForCausalLM"})
 #: safetensors types of weights that are not quantised.
 _FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
+#: How many prefixes are found one inside the other.
+_WRAPPERS_INSIDE = 4
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
 
 
@@ -80,18 +83,33 @@ def expected_tensors(config: Any, architecture: str) -> Expected | None:
 
 def describe_tensors(expected: Expected, shapes: Shapes) -> list[str]:
     """What is wrong with the tensors of a checkpoint, one line per kind of fault."""
-    found: list[str] = []
-    for _ in range(2):  # a wrapper inside a wrapper is reported as two
-        prefix = describe_prefix(shapes, expected.shapes)
-        if prefix is None or (prefix.lacks and expected.architecture in _PREFIX_IS_OPTIONAL):
-            break
-        found.append(prefix.message)
-        shapes = rename(shapes, prefix, expected.shapes)
+    prefixes, names = find_prefixes(expected, shapes)
+    found = [prefix.message for prefix in prefixes]
+    shapes = {names[name]: shape for name, shape in shapes.items()}
     missing = [name for name in expected.shapes if name not in expected.tied and name not in shapes]
     unknown = [name for name in shapes if name not in expected.shapes and not _is_passed_over(expected, name)]
     if missing and unknown and _is_mapped(expected, shapes):
         return found
     return found + _describe(expected, shapes, missing, unknown)
+
+
+def find_prefixes(expected: Expected, shapes: Shapes) -> tuple[list[Prefix], dict[str, str]]:
+    """What is odd in the names of a checkpoint's tensors, and each name → the corrected one.
+
+    A wrapper inside a wrapper is two prefixes. Two tensors are never given the same name.
+    """
+    found: list[Prefix] = []
+    names = {name: name for name in shapes}
+    for _ in range(_WRAPPERS_INSIDE):
+        prefix = describe_prefix({names[name]: shape for name, shape in shapes.items()}, expected.shapes)
+        if prefix is None or (prefix.lacks and expected.architecture in _PREFIX_IS_OPTIONAL):
+            break
+        renamed = {old: rename(new, prefix, expected.shapes) for old, new in names.items()}
+        if len(set(renamed.values())) < len(renamed):
+            break
+        found.append(prefix)
+        names = renamed
+    return found, names
 
 
 def _describe(expected: Expected, shapes: Shapes, missing: list[str], unknown: list[str]) -> list[str]:

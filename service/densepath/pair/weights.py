@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from densepath.files import write_whole
+from densepath.files import cache_directory, write_whole
 from densepath.pair.identity import Identity, identify
 from densepath.pair.tensor_names import some
 from densepath.pair.unreadable import unfinished, why_unreadable
@@ -239,6 +239,15 @@ def cached_scan(path: Path, tensors: Tensors, cache_dir: Path, on_bytes: Callabl
     if identify(path) == identity:  # otherwise the file changed while it was read
         write_entry(entry, {**key, "digest": scan.digest, "non_finite": scan.non_finite})
     return scan
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file of a checkpoint. That of weights is cached. Raises OSError."""
+    tensors = read_tensors(path, lambda *_: None) if path.suffix == ".safetensors" else None
+    if tensors is not None:
+        return cached_scan(path, tensors, cache_directory("weights"), lambda _: None).digest
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cache_key(identity: Identity) -> dict[str, Any]:
