@@ -121,14 +121,14 @@ def write_checkpoint(
 ) -> Path:
     """Write the causal model of a config with random weights, and the tokenizer, into `directory`."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    _draw(model, seed)
+    draw(model, seed)
     model.save_pretrained(directory)
     (tokenizer or make_tokenizer()).save_pretrained(directory)
     return directory
 
 
 @torch.no_grad()
-def _draw(model: torch.nn.Module, seed: int) -> None:
+def draw(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

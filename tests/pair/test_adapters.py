@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import densepath.pair.weights
+from adapters import TARGETS, make_adapter
 from checkpoints import make_checkpoint, make_tokenizer
 from damage import change_tensors
 from densepath.engine.transformers import load_model
@@ -31,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
 ]
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA: dict[str, dict[str, Any]] = {
     "LoRA": {"r": 4},
     "another rank": {"r": 7, "lora_alpha": 3},
@@ -49,23 +49,6 @@ NOWHERE: Callable[[str], None] = lambda line: None  # noqa: E731
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache/densepath/merged"
-
-
-def make_adapter(directory: Path, base: Path, *, seed: int = 0, **options: Any) -> Path:
-    """An adapter whose every tensor is drawn at random, so that all of it shows."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = LoraConfig(**({"target_modules": TARGETS, "task_type": "CAUSAL_LM"} | options))
-    tuned = get_peft_model(model, config)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if parameter.requires_grad:
-                if "magnitude" in name:
-                    parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
-                else:
-                    parameter.add_(0.05 * torch.randn_like(parameter))
-    tuned.save_pretrained(directory)
-    return directory
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ from densepath.pair.fix_names import fixed_checkpoint
 from densepath.pair.pair import Pair, load_pair
 from densepath.pair.pair import Progress as OnProgress
 from densepath.pair.runs import MANIFEST, read_sft_run
+from densepath.pair.text_half import text_half
 from densepath.pair.trainer_runs import pick_pair
 from densepath.sequences import Tokenizer
 
@@ -31,7 +32,7 @@ def directories(settings: PairSettings, say: Console) -> tuple[Path, Path]:
         say.print(line, markup=False, soft_wrap=True)
 
     def prepare(directory: Path) -> Path:
-        return fixed_checkpoint(directory, tell) if settings.fix_names else directory
+        return text_half(fixed_checkpoint(directory, tell) if settings.fix_names else directory, tell)
 
     sft, reference = (
         prepare(whole_checkpoint(each, settings.base, tell, prepare)) for each in _named(settings, say)

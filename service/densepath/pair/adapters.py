@@ -8,6 +8,7 @@ merge.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,13 +20,15 @@ from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, locked, whole_directory
 from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint, has_weights, read_model
 from densepath.pair.identity import Identities, changed, identify_all
-from densepath.pair.weights import file_digest
+from densepath.pair.weights import file_digest, read_tensors
 from densepath.versions import installed_versions
 
 WEIGHTS = "adapter_model.safetensors"
 _PACKAGES = ("peft", "torch", "transformers", "densepath")
 #: Only serve, check and score have the option.
 _WAYS = f"give its directory by --base, or in {ADAPTER_CONFIG}"
+#: Parts of the names of an adapter of a model of text and images.
+_WITHIN_WHOLE = re.compile(r"\.(language_model|text_model|visual|vision_\w+)\.")
 Say = Callable[[str], None]
 
 
@@ -48,7 +51,8 @@ def whole_checkpoint(
     """The directory itself or, if it is an adapter, the directory of the merged model.
 
     `base` is the base model of an adapter. None takes the one that its config names. `prepare` gives the
-    directory to use instead of a base model's own. `say` is called before and after a merge.
+    directory to use instead of a base model's own. An adapter of a model of text and images is merged into
+    that model, and not into its text half. `say` is called before and after a merge.
 
     Raises InvalidRequestError if the base model is not on this machine, and InvalidPairError if it has a
     fault or the adapter cannot be merged.
@@ -56,7 +60,8 @@ def whole_checkpoint(
     if not is_adapter(directory):
         return directory
     config = _read_config(directory)
-    base = prepare(_base_of(directory, config, base))
+    base = _base_of(directory, config, base)
+    prepared = prepare(base)
     if not (directory / WEIGHTS).is_file():
         raise InvalidPairError(
             f"{directory} is an adapter without {WEIGHTS}: save it in safetensors, since pickled files are "
@@ -66,12 +71,14 @@ def whole_checkpoint(
         raise InvalidRequestError(
             f"{directory} is an adapter, which needs peft: install densepath with the extra cpu or cuda"
         )
+    if not _is_of_whole_model(directory):
+        base = prepared
     files = {folder: identify_all(folder) for folder in (base, directory)}
     target = cache_directory("merged") / f"{directory.resolve().name}-{_key(files)}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
-            _require_whole(base)
+            _require_sound(prepared)
             say(f"merging the adapter {directory} into its base model {base}, once")
             _merge(directory, base, target, files)
             say(f"merged: {target}")
@@ -112,7 +119,13 @@ def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path
     return found
 
 
-def _require_whole(base: Path) -> None:
+def _is_of_whole_model(directory: Path) -> bool:
+    """Whether an adapter was trained on a whole model of text and images."""
+    names = read_tensors(directory / WEIGHTS, lambda *_: None) or {}
+    return any(_WITHIN_WHOLE.search(name) for name in names)
+
+
+def _require_sound(base: Path) -> None:
     """Raise InvalidPairError for a base model with a fault, because a merge would hide it."""
     problems: list[str] = []
     read_model(base, lambda *words: problems.append(": ".join(filter(None, words))), [])

@@ -27,6 +27,29 @@ ADAPTER_CONFIG = "adapter_config.json"
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "_from_model_config"})
 #: Names in configs for the context length.
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+#: Classes of causal language models with another kind of name.
+_OTHER_CLASSES = frozenset({"GPT2LMHeadModel"})
+#: Model types of text and images whose text half is known (`densepath.pair.text_half`).
+HALVED = frozenset(
+    {
+        "exaone4_5",
+        "gemma3",
+        "gemma4",
+        "idefics3",
+        "internvl",
+        "llama4",
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "mistral3",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_vl",
+        "smolvlm",
+    }
+)
 _QUANTISED = ("quantization_config", "compression_config")
 
 
@@ -216,10 +239,22 @@ def _architecture(raw: Mapping[str, Any], report: Report) -> str | None:
     if not isinstance(architectures, list) or not architectures:
         report(CONFIG, "has no architectures: it must name the model's class")
         return None
-    if len(architectures) != 1 or not str(architectures[0]).endswith("ForCausalLM"):
+    name = str(architectures[0])
+    if len(architectures) == 1 and (name.endswith("ForCausalLM") or name in _OTHER_CLASSES):
+        return name
+    if raw.get("model_type") in HALVED:
+        report(
+            CONFIG, f"names {name}, a model of text and images: only serve, check and score use its text half"
+        )
+    elif name.endswith("ForConditionalGeneration"):
+        report(
+            CONFIG,
+            f"names {name}, which is not a language model alone: save its language model as a *ForCausalLM "
+            "checkpoint, and give that",
+        )
+    else:
         report(CONFIG, "names another architecture: it must be one *ForCausalLM class")
-        return None
-    return str(architectures[0])
+    return None
 
 
 def _load_config(directory: Path, raw: Mapping[str, Any], report: Report) -> Any:

@@ -6,6 +6,7 @@ If the merge fails, the last line of standard error has the reason.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import warnings
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from densepath.pair.adapters import WEIGHTS
+from densepath.pair.checkpoint import CONFIG
+from densepath.pair.text_half import is_whole
 from densepath.pair.tokenizer_files import FILES, TOKENIZER
 
 #: Each shard is written in one piece, so this limits the memory that is needed besides the model.
@@ -27,11 +30,20 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
     """
     from peft import PeftConfig, PeftModel
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+    whole = is_whole(json.loads((base / CONFIG).read_text(encoding="utf-8")))
+    model: Any
+    model, loading = (AutoModelForImageTextToText if whole else AutoModelForCausalLM).from_pretrained(
+        base,
+        dtype="auto",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"the base model lacks {len(missing)} tensors, such as {missing[0]}")
     config: Any = PeftConfig.from_pretrained(adapter)
     if config.lora_bias or config.bias != "none":
         raise ValueError(

@@ -31,7 +31,7 @@ _COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|attn\.causal_mask|position_ids)$"
 )
 #: Architectures whose published checkpoints lack the prefix of the base model. vLLM adds it for them.
-_PREFIX_IS_OPTIONAL = frozenset({"BloomForCausalLM", "OPTForCausalLM"})
+_PREFIX_IS_OPTIONAL = frozenset({"BloomForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM"})
 #: safetensors types of weights that are not quantised.
 _FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 #: How many prefixes are found one inside the other.
