@@ -21,6 +21,7 @@ from damage import edit, shard
 from densepath.commands.pairs import directories
 from densepath.config import PairSettings
 from densepath.engine.transformers import load_model
+from densepath.errors import InvalidPairError
 from densepath.pair.checkpoint import read_checkpoint
 from densepath.pair.fix_names import fixed_checkpoint
 from densepath.pair.pair import Pair, inspect_pair, load_pair
@@ -173,6 +174,26 @@ def test_another_fault_is_still_reported_for_the_copy(odd: Path) -> None:
     save_file(tensors, odd / WEIGHTS, metadata={"format": "pt"})
     (problem,) = problems_of(fixed_checkpoint(odd, print))
     assert "lacks 1 of the 25 tensors that Qwen3ForCausalLM needs (model.layers.1.self_attn.q_proj" in problem
+
+
+def test_a_copy_that_cannot_be_written_and_an_original_that_changes(
+    odd: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename(odd, ODD["DDP"])
+
+    def change(line: str) -> None:
+        if "once" in line:
+            (odd / "config.json").touch()
+
+    with pytest.raises(InvalidPairError, match=r"changed while it was copied: config.json"):
+        fixed_checkpoint(odd, change)
+    assert [path.name for path in cache.iterdir() if not path.name.startswith(".")] == []
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(
+        InvalidPairError, match=r"cannot be copied to .*file/densepath/renamed: Not a directory"
+    ):
+        fixed_checkpoint(odd, print)
 
 
 def theta_of(directory: Path) -> tuple[Any, Any]:

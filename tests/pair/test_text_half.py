@@ -15,11 +15,11 @@ from transformers import AutoModelForImageTextToText, Qwen3_5ForCausalLM
 
 from adapters import make_adapter
 from checkpoints import make_checkpoint, make_tokenizer
-from damage import edit
+from damage import change_tensors, edit
 from densepath.commands.pairs import directories
 from densepath.config import PairSettings
 from densepath.engine.transformers import load_model
-from densepath.errors import InvalidRequestError
+from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.pair.checkpoint import HALVED, read_checkpoint, require_checkpoint
 from densepath.pair.fix_names import fixed_checkpoint
 from densepath.pair.pair import load_pair
@@ -89,6 +89,22 @@ def test_a_lost_tensor_of_the_language_model_is_reported(tmp_path: Path) -> None
     )(whole)
     (problem,) = problems_of(text_half(whole, print))
     assert problem.startswith("model.safetensors: lacks 9 of the 30 tensors that LlamaForCausalLM needs")
+
+
+def test_what_has_no_text_half_is_refused(tmp_path: Path) -> None:
+    whole = make_whole_model(tmp_path / "whole", "llava")
+    edit("config.json", quantization_config={"quant_method": "awq"})(whole)
+    with pytest.raises(InvalidPairError, match="is a quantised model of text and images"):
+        text_half(whole, print)
+    edit("config.json", quantization_config=None)(whole)
+    change_tensors(wrap)(whole)
+    with pytest.raises(InvalidPairError, match=r"the first is module\."):
+        text_half(whole, print)
+
+
+def wrap(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        tensors[f"module.{name}"] = tensors.pop(name)
 
 
 def test_the_other_commands_name_what_it_is(tmp_path: Path) -> None:

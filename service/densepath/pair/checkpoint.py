@@ -50,7 +50,8 @@ HALVED = frozenset(
         "smolvlm",
     }
 )
-_QUANTISED = ("quantization_config", "compression_config")
+#: Fields of a config whose weights are quantised.
+QUANTISED = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Config:
     @property
     def quantised(self) -> bool:
         """Whether config.json says that the weights are quantised."""
-        return any(self.stable["config"].get(name) for name in _QUANTISED)
+        return any(self.stable["config"].get(name) for name in QUANTISED)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ def fixed_checkpoint(directory: Path, say: Say) -> Path:
     """The directory itself or, if something in it is odd, that of the corrected copy.
 
     `say` is called with what was renamed, once per kind. What cannot be corrected, or is wrong for another
-    reason, is left for the check of the pair to report. Raises OSError if a file cannot be read.
+    reason, is left for the check of the pair to report. Raises InvalidPairError if the copy cannot be
+    written.
     """
     faults: list[str] = []
     raw = read_json(directory / CONFIG, lambda *words: faults.append(words[-1]))

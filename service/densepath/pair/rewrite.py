@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from densepath.errors import InvalidPairError
 from densepath.files import cache_directory, locked, whole_directory
 from densepath.pair.checkpoint import CONFIG, fingerprint
-from densepath.pair.identity import identify_all
+from densepath.pair.identity import Identities, changed, identify_all
 from densepath.pair.weights import INDEX, WEIGHTS, Tensor, Tensors, file_digest
 from densepath.versions import installed_versions
 
@@ -40,25 +41,35 @@ def rewritten(
     """The directory of the changed copy. `on_write` is called before it is written, which happens once.
 
     `weights` are the tensors of the original by file name. `cache` is the name of the folder in the cache.
-    Raises OSError if a file cannot be read or the copy cannot be written.
+    Raises InvalidPairError if a file cannot be read or has changed, or the copy cannot be written.
     """
-    digests = {name: file_digest(directory / name) for name in sorted(identify_all(directory))}
-    key = fingerprint(
+    files = identify_all(directory)
+    try:
+        target = cache_directory(cache) / f"{directory.resolve().name}-{_key(directory, files, change)}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_name(f".{target.name}.lock")):
+            if not target.is_dir():
+                on_write()
+                with whole_directory(target) as partial:
+                    _write(directory, weights, change, partial)
+                    if names := changed(directory, files):
+                        raise InvalidPairError(f"{directory} changed while it was copied: {', '.join(names)}")
+    except OSError as error:
+        raise InvalidPairError(
+            f"{directory} cannot be copied to {cache_directory(cache)}: {error.strerror or error}"
+        ) from error
+    return target
+
+
+def _key(directory: Path, files: Identities, change: Change) -> str:
+    return fingerprint(
         {
-            "files": digests,
+            "files": {name: file_digest(directory / name) for name in sorted(files)},
             "config": change.config,
             "names": change.names,
             "packages": installed_versions(("densepath",)),
         }
     )
-    target = cache_directory(cache) / f"{directory.resolve().name}-{key}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f".{target.name}.lock")):
-        if not target.is_dir():
-            on_write()
-            with whole_directory(target) as partial:
-                _write(directory, weights, change, partial)
-    return target
 
 
 def _write(directory: Path, weights: Mapping[str, Tensors], change: Change, target: Path) -> None:

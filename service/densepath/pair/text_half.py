@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from densepath.pair.checkpoint import CONFIG, HALVED
+from densepath.errors import InvalidPairError
+from densepath.pair.checkpoint import CONFIG, HALVED, QUANTISED
 from densepath.pair.fix_names import load_fields
 from densepath.pair.odd_keys import find_odd_keys
 from densepath.pair.rewrite import Change, Say, rewritten
@@ -31,7 +32,7 @@ def text_half(directory: Path, say: Say) -> Path:
     """The directory itself or, if it holds a model of text and images, that of its language model.
 
     `say` is called if there is a language model. What cannot be used is left for the check of the pair to
-    report. Raises OSError if a file cannot be read.
+    report. Raises InvalidPairError if the copy cannot be written.
     """
     faults: list[str] = []
     raw = read_json(directory / CONFIG, lambda *words: faults.append(words[-1]))
@@ -51,7 +52,18 @@ def text_half(directory: Path, say: Say) -> Path:
     )
     if faults or config is None or expected is None:
         return directory
+    if any(raw.get(name) for name in QUANTISED):
+        raise InvalidPairError(
+            f"{directory} is a quantised model of text and images, whose text half is not read: give the "
+            "model that was quantised"
+        )
     names = _names(weights, expected.shapes)
+    if not names:
+        first = next(iter(next(iter(weights.values()))))
+        raise InvalidPairError(
+            f"{directory} is a model of text and images, but no tensor has the name of one of a language "
+            f"model (the first is {first}): save it with save_pretrained of transformers"
+        )
     say(f"{directory}: {len(names)} tensors are those of the language model {config['architectures'][0]}")
     change = Change(config, names)
     target = rewritten(directory, weights, change, "text", lambda: say("writing the text half, once"))
