@@ -24,18 +24,19 @@ from densepath.sequences import Tokenizer
 def directories(settings: PairSettings, say: Console) -> tuple[Path, Path]:
     """The two checkpoints that the settings name. A missing demo is built, and adapters are merged.
 
-    Odd names are fixed if the settings ask for it. Raises InvalidRequestError where they name none, or more
-    than one pair.
+    Odd names are fixed if the settings ask for it, and of a model of text and images, the text half is taken.
+    Raises InvalidRequestError where they name none, or more than one pair.
     """
 
     def tell(line: str) -> None:
         say.print(line, markup=False, soft_wrap=True)
 
     def prepare(directory: Path) -> Path:
-        return text_half(fixed_checkpoint(directory, tell) if settings.fix_names else directory, tell)
+        return fixed_checkpoint(directory, tell) if settings.fix_names else directory
 
     sft, reference = (
-        prepare(whole_checkpoint(each, settings.base, tell, prepare)) for each in _named(settings, say)
+        text_half(prepare(whole_checkpoint(each, settings.base, tell, prepare)), tell)
+        for each in _named(settings, say)
     )
     return sft, reference
 

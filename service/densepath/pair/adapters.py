@@ -20,6 +20,7 @@ from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, locked, whole_directory
 from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint, has_weights, read_model
 from densepath.pair.identity import Identities, changed, identify_all
+from densepath.pair.text_half import text_half
 from densepath.pair.weights import file_digest, read_tensors
 from densepath.versions import installed_versions
 
@@ -52,7 +53,8 @@ def whole_checkpoint(
 
     `base` is the base model of an adapter. None takes the one that its config names. `prepare` gives the
     directory to use instead of a base model's own. An adapter of a model of text and images is merged into
-    that model, and not into its text half. `say` is called before and after a merge.
+    the whole model or into its text half, whichever it was trained on. `say` is called before and after a
+    merge.
 
     Raises InvalidRequestError if the base model is not on this machine, and InvalidPairError if it has a
     fault or the adapter cannot be merged.
@@ -60,8 +62,7 @@ def whole_checkpoint(
     if not is_adapter(directory):
         return directory
     config = _read_config(directory)
-    base = _base_of(directory, config, base)
-    prepared = prepare(base)
+    base = prepare(_base_of(directory, config, base))
     if not (directory / WEIGHTS).is_file():
         raise InvalidPairError(
             f"{directory} is an adapter without {WEIGHTS}: save it in safetensors, since pickled files are "
@@ -71,14 +72,15 @@ def whole_checkpoint(
         raise InvalidRequestError(
             f"{directory} is an adapter, which needs peft: install densepath with the extra cpu or cuda"
         )
+    half = text_half(base, say)
     if not _is_of_whole_model(directory):
-        base = prepared
+        base = half
     files = {folder: identify_all(folder) for folder in (base, directory)}
     target = cache_directory("merged") / f"{directory.resolve().name}-{_key(files)}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
-            _require_sound(prepared)
+            _require_sound(half)
             say(f"merging the adapter {directory} into its base model {base}, once")
             _merge(directory, base, target, files)
             say(f"merged: {target}")
