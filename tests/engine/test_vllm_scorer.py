@@ -11,9 +11,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from rich.console import Console
 
+from adapters import make_adapter
 from checkpoints import make_checkpoint
+from damage import change_tensors
+from densepath.commands.pairs import directories
+from densepath.config import PairSettings
 from densepath.errors import EngineUnavailableError
+from densepath.pair.pair import load_pair
+from densepath.pair.text_half import text_half
+from whole_models import make_whole_model
 
 from .test_vllm_pair import TOLERANCE, largest_difference, oracle, tiny_arguments, workload
 
@@ -72,16 +81,34 @@ async def test_concurrent_cancelled_and_killed(
 async def test_two_workers_share_each_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say_difference: Callable[[str, float], None]
 ) -> None:
-    """Tensor parallelism passes through to both models; on a CPU the workers talk by gloo."""
+    """Tensor parallelism passes through to both models; on a CPU the workers talk by gloo.
+
+    The sft is an adapter on the text half of a model of text and images, and the reference has odd names.
+    """
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    sft = make_checkpoint(tmp_path / "sft", "qwen3", seed=1)
-    reference = make_checkpoint(tmp_path / "reference", "llama", seed=2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = make_whole_model(tmp_path / "whole", "qwen3_vl", seed=1)
+    adapter = make_adapter(tmp_path / "adapter", text_half(whole, print), r=4)
+    llama = make_checkpoint(tmp_path / "llama", "llama", seed=2)
+    odd = make_checkpoint(tmp_path / "odd", "llama", seed=2)
+    change_tensors(wrap)(odd)
+    settings = PairSettings(sft=adapter, base=whole, reference=odd, fix_names=True)
+    sft, reference = directories(settings, Console(stderr=True))
+    load_pair(sft, reference)  # or it says why they are none
     sequences = workload(300)
     scorer = await started(sft, reference, tensor_parallel_size=2)
     try:
         got = await asyncio.gather(*map(scorer.score, sequences))
     finally:
         await scorer.close()
-    difference = largest_difference(got, oracle(sft, reference, sequences))
-    say_difference("engine process, tensor parallel size 2, qwen3 with llama", difference)
+    difference = largest_difference(got, oracle(sft, llama, sequences))
+    say_difference(
+        "engine process, tensor parallel size 2, merged adapter with renamed reference", difference
+    )
     assert difference <= TOLERANCE
+
+
+def wrap(tensors: dict[str, torch.Tensor]) -> None:
+    """As DDP and torch.compile do."""
+    for name in list(tensors):
+        tensors[f"module._orig_mod.{name}"] = tensors.pop(name)
