@@ -27,9 +27,6 @@ _TEXT: dict[str, Any] = {
     "intermediate_size_mlp": 128,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_local_experts": 4,
     "pad_token_id": 0,
 }
 _VISION = {
@@ -47,6 +44,7 @@ _VISION = {
     "projector_input_dim": 32,
 }
 _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": SLIDING_WINDOW}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 _MROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
 #: Model type → fields of its language model that the others do not have.
@@ -56,7 +54,12 @@ WHOLE_MODELS: dict[str, dict[str, Any]] = {
     "gemma4": _WINDOWS,
     "idefics3": {},
     "internvl": {},
-    "llama4": {},
+    "llama4": {
+        "num_experts_per_tok": 1,
+        "num_local_experts": 4,
+        "no_rope_layers": [1, 0],
+        "layer_types": ["chunked_attention", "full_attention"],
+    },
     "llava": {},
     "llava_next": {},
     "llava_onevision": {},
@@ -64,7 +67,7 @@ WHOLE_MODELS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": _MROPE,
     "qwen2_vl": _MROPE,
     "qwen3_5": _LINEAR,
-    "qwen3_5_moe": _LINEAR,
+    "qwen3_5_moe": _LINEAR | _EXPERTS,
     "qwen3_vl": {
         "rope_parameters": {
             "rope_type": "default",

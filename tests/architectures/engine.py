@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence as ListLike
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 
 from architectures.outcomes import LIMIT, Outcome
-from architectures.specimen import make_config
+from architectures.specimen import Specimen, make_config
 from architectures.zoo import ZOO
 from checkpoints import write_checkpoint
 from densepath.config import EngineOptions, Verify
@@ -22,9 +23,11 @@ from densepath.engine.vllm.engine import OfflineVllm
 from densepath.engine.vllm.reasons import reasons
 from densepath.errors import DensepathError, EngineUnavailableError
 from densepath.pair.pair import Pair, inspect_pair
+from densepath.pair.text_half import text_half
 from densepath.sequences import Sequence, from_mask, from_response
 from densepath.verification import start as verified_start
 from densepath.verification.oracle import OracleAnswer, OracleJob
+from whole_models import make_whole_model
 
 #: Chunks of 64 tokens cut every long sequence; three sequences run at once.
 CHUNKED = {"max_num_batched_tokens": 64, "max_num_seqs": 3}
@@ -32,10 +35,8 @@ CHUNKED = {"max_num_batched_tokens": 64, "max_num_seqs": 3}
 
 def judge(name: str, folder: Path) -> Outcome:
     """What comes of a pair of this architecture, made in `folder`."""
-    config = make_config(ZOO[name])
     sft, reference = (
-        write_checkpoint(folder / side, config, seed=seed)
-        for seed, side in enumerate(("sft", "reference"), start=1)
+        make(ZOO[name], folder / side, seed) for seed, side in enumerate(("sft", "reference"), start=1)
     )
     pair = inspect_pair(sft, reference, cache_dir=folder)
     if not isinstance(pair, Pair):
@@ -56,6 +57,15 @@ def judge(name: str, folder: Path) -> Outcome:
         return Outcome("wrong", difference, "the verified start let it pass")
     fixed = ZOO[name].fixed
     return Outcome("fixed" if fixed else "equal", difference, fixed)
+
+
+def make(specimen: Specimen, directory: Path, seed: int) -> Path:
+    """A random checkpoint, as the service takes it."""
+    if not specimen.whole:
+        return write_checkpoint(directory, make_config(specimen), seed=seed)
+    whole = make_whole_model(directory, specimen.model_type, seed=seed)
+    with patch.dict(os.environ, {"XDG_CACHE_HOME": str(directory.parent)}):
+        return text_half(whole, lambda line: None)
 
 
 async def start_verified(pair: Pair, engine: InProcess, oracle: TransformersScorer) -> verified_start.Verdict:

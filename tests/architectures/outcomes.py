@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from architectures.zoo import LEFT_OUT, ZOO
 from densepath.engine.vllm.environment import cpu_build
 
@@ -31,6 +29,8 @@ do not have the values that would hide a fault.
 
 - **equal**: the service starts, and no log-probability differs by more than the figure, in nats.
 - **fixed**: equal, because densepath corrects what vLLM does. The last column says how.
+- **text half**, as a kind: a model of text and images, of which only the language model is served. For a
+  text, it computes exactly what the whole model computes in transformers (`tests/pair/test_text_half.py`).
 - **refused**: the service does not start. The last column has its message. If there is a figure, it is the
   error of the engine. The verified start measures it; no list names the architecture.
 
@@ -93,7 +93,7 @@ def _row(name: str, outcome: Outcome) -> str:
     difference = "" if off is None else _figure(off) if math.isfinite(off) else "not finite"
     sentence = outcome.sentence.replace("|", "\\|").replace("<", "&lt;")
     specimen = ZOO[name]
-    model = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[specimen.model_type]
+    model = specimen.class_name
     return f"| {name} | `{model}` | {specimen.kind} | {outcome.outcome} | {difference} | {sentence} |"
 
 

@@ -11,11 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from checkpoints import CONTEXT_LENGTH, HEAD_DIM, make_tokenizer
 
 #: Within the context, so that sequences lie on both sides of it.
 ORIGINAL_CONTEXT = 256
+
+#: Begins the kind of a model of text and images.
+HALF = "text half"
 
 #: What several tables share.
 WINDOWS = ["sliding_attention", "full_attention"]
@@ -47,6 +54,19 @@ class Specimen:
     kind: str  # what sets it apart, in a few words
     config: Mapping[str, Any] = field(default_factory=dict)
     fixed: str = ""  # what densepath does so that vLLM's numbers are right
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a model of text and images."""
+        return self.kind.startswith(HALF)
+
+    @property
+    def class_name(self) -> str:
+        """The class that transformers has for it."""
+        classes = (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if self.whole else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        )
+        return classes[self.model_type]
 
 
 #: What a config takes and does not list as its own, or what published configs have beside it.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from architectures.dense import DENSE_MODELS
 from architectures.experts import EXPERT_MODELS
+from architectures.halves import WHOLE_MODELS_SHOWN
 from architectures.specimen import Specimen
 from architectures.states import STATE_MODELS
 
-ZOO: dict[str, Specimen] = DENSE_MODELS | EXPERT_MODELS | STATE_MODELS
+ZOO: dict[str, Specimen] = DENSE_MODELS | EXPERT_MODELS | STATE_MODELS | WHOLE_MODELS_SHOWN
 
 #: Classes that vLLM and transformers both name, and why the matrix has none of them.
 LEFT_OUT: dict[str, str] = dict.fromkeys(
     (
-        "Gemma3ForConditionalGeneration",
         "Gemma3nForConditionalGeneration",
-        "Gemma4ForConditionalGeneration",
         "Gemma4UnifiedForConditionalGeneration",
     ),
     "takes more than text, and a pair is of causal language models",
@@ -45,4 +44,5 @@ SAMPLE = [
     "Mamba",
     "Qwen3-Next",
     "LFM2",
+    "Qwen2.5-VL",
 ]
