@@ -40,7 +40,7 @@ SIZES: dict[str, Any] = {
 ARCHITECTURES = [
     "apertus", "bloom", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5",
     "ernie4_5_moe", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
-    "glm4_moe", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium",
+    "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium",
     "hunyuan_v1_dense", "hunyuan_v1_moe", "jamba", "jetmoe", "lfm2", "llama", "mamba", "minimax",
     "ministral", "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt",
     "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next",
@@ -134,6 +134,7 @@ COMPUTED = {
     "llama": "model.layers.{}.self_attn.rotary_emb.inv_freq",
     "mixtral": "model.layers.{}.self_attn.rotary_emb.inv_freq",
     "gpt_neox": "gpt_neox.layers.{}.attention.bias",
+    "gpt2": "transformer.h.{}.attn.bias",
     "gptj": "transformer.h.{}.attn.masked_bias",
     "gpt_bigcode": "transformer.h.{}.attn.bias",
     "codegen": "transformer.h.{}.attn.causal_mask",
@@ -149,7 +150,7 @@ def test_buffers_of_older_versions_are_passed_over(model_type: str, saved: Any) 
     assert describe_tensors(expected, {n: s for n, s in (shapes | old).items() if n != lost})
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "opt"])
+@pytest.mark.parametrize("model_type", ["bloom", "gpt2", "opt"])
 def test_published_without_the_prefix_that_the_engine_puts_back(model_type: str, saved: Any) -> None:
     expected, shapes, _ = saved(model_type)
     prefix = expected.model.base_model_prefix + "."

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|attn\.causal_mask|position_ids)$"
 )
-#: Architectures whose published checkpoints lack the prefix of the base model. vLLM adds it for them.
+#: Architectures whose published checkpoints lack the prefix of the base model. vLLM and transformers add it.
 _PREFIX_IS_OPTIONAL = frozenset({"BloomForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM"})
 #: safetensors types of weights that are not quantised.
 _FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
@@ -96,19 +96,21 @@ def describe_tensors(expected: Expected, shapes: Shapes) -> list[str]:
 def find_prefixes(expected: Expected, shapes: Shapes) -> tuple[list[Prefix], dict[str, str]]:
     """What is odd in the names of a checkpoint's tensors, and each name → the corrected one.
 
-    A wrapper inside a wrapper is two prefixes. Two tensors are never given the same name.
+    A wrapper inside a wrapper is two prefixes. A prefix that may be absent is not odd. Two tensors are never
+    given the same name.
     """
     found: list[Prefix] = []
     names = {name: name for name in shapes}
     for _ in range(_WRAPPERS_INSIDE):
         prefix = describe_prefix({names[name]: shape for name, shape in shapes.items()}, expected.shapes)
-        if prefix is None or (prefix.lacks and expected.architecture in _PREFIX_IS_OPTIONAL):
+        if prefix is None:
             break
         renamed = {old: rename(new, prefix, expected.shapes) for old, new in names.items()}
         if len(set(renamed.values())) < len(renamed):
             break
-        found.append(prefix)
         names = renamed
+        if not (prefix.lacks and expected.architecture in _PREFIX_IS_OPTIONAL):
+            found.append(prefix)
     return found, names
 
 
