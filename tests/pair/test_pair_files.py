@@ -55,6 +55,7 @@ def under(change: Callable[[str], str]) -> Damage:
 
 
 #: Faults of the tensors' names and shapes: each was accepted once, and ended in a traceback or in numbers.
+DOES_THAT = "(--fix-names of serve, check and score does that)"
 TENSOR_PROBLEMS: dict[str, tuple[Damage, str]] = {
     **{
         name: (
@@ -101,28 +102,28 @@ TENSOR_PROBLEMS: dict[str, tuple[Damage, str]] = {
         f"_orig_mod.model.embed_tokens.weight, "
         "_orig_mod.model.layers.0.input_layernorm.weight and 18 more): the checkpoint was saved from a "
         "compiled "
-        "model; strip `_orig_mod.` from every name",
+        "model; strip `_orig_mod.` from every name " + DOES_THAT,
     ),
     "layers compiled": (
         under(lambda name: name.replace("layers.1.", "layers.1._orig_mod.")),
         f"{WEIGHTS}: 9 names hold `_orig_mod.` (model.layers.1._orig_mod.input_layernorm.weight, "
         "model.layers.1._orig_mod.mlp.down_proj.weight, model.layers.1._orig_mod.mlp.gate_proj.weight "
         "and 6 more): "
-        "the checkpoint was saved from a compiled model; strip `_orig_mod.` from every name",
+        "the checkpoint was saved from a compiled model; strip `_orig_mod.` from every name " + DOES_THAT,
     ),
     "wrapped": (
         under(lambda name: f"module.{name}"),
         f"{WEIGHTS}: 21 names hold `module.` (module.lm_head.weight, module.model.embed_tokens.weight, "
         "module.model.layers.0.input_layernorm.weight and 18 more): the checkpoint was saved from a "
         "wrapped model "
-        "(DDP or DeepSpeed); strip `module.` from every name",
+        "(DDP or DeepSpeed); strip `module.` from every name " + DOES_THAT,
     ),
     "no prefix": (
         under(lambda name: name.removeprefix("model.")),
         f"{WEIGHTS}: 20 names lack `model.` (embed_tokens.weight, layers.0.input_layernorm.weight, "
         "layers.0.mlp.down_proj.weight and 17 more): the checkpoint was saved from the model without "
         "its head; add "
-        "`model.` at their start, or save the model with its head",
+        "`model.` at their start, or save the model with its head " + DOES_THAT,
     ),
     **{
         name: (
