@@ -18,7 +18,7 @@ from typing import Any
 
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, locked, whole_directory
-from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, fingerprint, has_weights, read_model
+from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, check_model, fingerprint, has_weights
 from densepath.pair.identity import Identities, changed, identify_all
 from densepath.pair.text_half import text_half
 from densepath.pair.weights import file_digest, read_tensors
@@ -130,7 +130,7 @@ def _is_of_whole_model(directory: Path) -> bool:
 def _require_sound(base: Path) -> None:
     """Raise InvalidPairError for a base model with a fault, because a merge would hide it."""
     problems: list[str] = []
-    read_model(base, lambda *words: problems.append(": ".join(filter(None, words))), [])
+    check_model(base, lambda *words: problems.append(": ".join(filter(None, words))))
     if problems:
         raise InvalidPairError(f"the base model {base}: {'; '.join(problems)}")
 

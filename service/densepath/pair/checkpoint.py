@@ -128,7 +128,7 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
         return Checkpoint(directory, None, None, {})
     files = identify_all(directory)
     notes: list[str] = []
-    config, weights = read_model(directory, report, notes)
+    config = _read_config(directory, report)
     tokenizer = read_tokenizer(directory, report) if config else None
     if config and tokenizer and tokenizer.vocab_size > config.embedding_size:
         report(
@@ -136,18 +136,22 @@ def read_checkpoint(directory: Path, report: Report) -> Checkpoint:
             f"has ids up to {tokenizer.vocab_size - 1}, but the embedding has {config.embedding_size} rows: "
             "vocab_size must be larger than every id",
         )
+    weights = _read_tensors(directory, config, report, notes)
     return Checkpoint(directory, config, tokenizer, weights, files, tuple(notes))
 
 
-def read_model(
-    directory: Path, report: Report, notes: list[str]
-) -> tuple[Config | None, Mapping[str, Tensors]]:
-    """The config of a model directory and its weights by file name, without a tokenizer."""
-    config = _read_config(directory, report)
+def check_model(directory: Path, report: Report) -> None:
+    """Report everything that is wrong in a model directory except its tokenizer."""
+    _read_tensors(directory, _read_config(directory, report), report, [])
+
+
+def _read_tensors(
+    directory: Path, config: Config | None, report: Report, notes: list[str]
+) -> Mapping[str, Tensors]:
     weights = read_weights(directory, report)
     if config and weights:
         _check_tensors(directory, config, weights, report, notes)
-    return config, weights
+    return weights
 
 
 def _no_directory(error: OSError) -> str:
