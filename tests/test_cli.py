@@ -225,7 +225,7 @@ def test_sft_makes_a_run_and_says_nothing_of_the_libraries(
     assert out == ""
     assert f"densepath serve --pair {made}" in err
     assert [line for line in err.splitlines() if "it/s" in line or "arn" in line or "{" in line] == []
-    sft, reference = directories(ServeSettings(pair=made), Console(quiet=True))
+    sft, reference = directories(ServeSettings(pair=str(made)), Console(quiet=True))
     assert load_pair(sft, reference, cache_dir=tmp_path).vocab_size == 300
     status, _, err = run(*words)
     assert status == 2

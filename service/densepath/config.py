@@ -30,6 +30,8 @@ ENVIRONMENT = {"auto_envvar_prefix": "DENSEPATH"}
 
 #: Headings of `--help`.
 PAIR, ENGINE, LIMITS = "The pair", "The engine", "Limits"
+#: What `--help` shows as the value of an option that names a directory or a repository of the hub.
+NAME = "DIR|ORG/NAME"
 
 
 class Engine(StrEnum):
@@ -78,19 +80,27 @@ class PairSettings:
     """Which two checkpoints are the pair."""
 
     sft: Annotated[
-        Path | None,
-        typer.Option(help="Directory of the SFT checkpoint, or of a LoRA adapter.", rich_help_panel=PAIR),
+        str | None,
+        typer.Option(
+            help="The SFT checkpoint or a LoRA adapter: a directory, or org/name or org/name@revision on the "
+            "Hugging Face hub.",
+            metavar=NAME,
+            rich_help_panel=PAIR,
+        ),
     ] = None
     reference: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Directory of the reference checkpoint, or of a LoRA adapter.", rich_help_panel=PAIR
+            help="The reference checkpoint or a LoRA adapter, named as for --sft.",
+            metavar=NAME,
+            rich_help_panel=PAIR,
         ),
     ] = None
     base: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Directory of an adapter's base model. Default: the one that its config names.",
+            help="An adapter's base model, named as for --sft. Default: the one that its config names.",
+            metavar=NAME,
             rich_help_panel=PAIR,
         ),
     ] = None
@@ -104,10 +114,11 @@ class PairSettings:
         ),
     ] = False
     pair: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Directory of a run of `densepath sft`, or the output folder of another trainer, instead of "
-            "--sft and --reference.",
+            help="A run of `densepath sft`, or the output folder of another trainer, instead of --sft and "
+            "--reference: a directory, or a repository on the hub as for --sft.",
+            metavar=NAME,
             rich_help_panel=PAIR,
         ),
     ] = None

@@ -35,7 +35,7 @@ COMMANDS = {
     "densepath serve --sft adapter": (
         "tests/docs/test_from_your_run.py::test_checkpoints_and_an_adapter_are_pairs"
     ),
-    "densepath serve --sft org/name": "needs the hub",
+    "densepath serve --sft org/name": "tests/pair/test_hub.py::test_serve_takes_ids_as_the_page_says",
     "densepath serve --sft out/checkpoint-1000": (
         "tests/docs/test_from_your_run.py::test_checkpoints_and_an_adapter_are_pairs"
     ),

@@ -36,7 +36,7 @@ def write(directory: Path, **manifest: Any) -> None:
 
 
 def served(run: Path, *share: float) -> tuple[str, str]:
-    settings = ServeSettings(pair=run, **({"reference_at": share[0]} if share else {}))
+    settings = ServeSettings(pair=str(run), **({"reference_at": share[0]} if share else {}))
     sft, reference = directories(settings, Console(quiet=True))
     assert sft.parent == reference.parent == run
     return sft.name, reference.name

@@ -82,7 +82,7 @@ def tuned_by_trl(base: Path, run: Path, *, save_steps: float = 2, **options: Any
 def served(run: Path, **settings: Any) -> tuple[Path, Path, str]:
     """The two directories that `densepath serve --pair` loads, and what it says."""
     said = Console(file=io.StringIO(), width=1000)
-    sft, reference = directories(ServeSettings(pair=run, **settings), said)
+    sft, reference = directories(ServeSettings(pair=str(run), **settings), said)
     return sft, reference, said.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -222,7 +222,7 @@ class DetokenizeAnswer(BaseModel):
 
 
 class PairSources(BaseModel):
-    """The names of the two checkpoints' directories."""
+    """The names of the two checkpoints' directories, or `org/name@commit` for what came from the hub."""
 
     sft: str
     reference: str

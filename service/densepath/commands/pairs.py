@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from densepath.config import PairSettings
 from densepath.errors import InvalidRequestError
 from densepath.pair.adapters import whole_checkpoint
 from densepath.pair.fix_names import fixed_checkpoint
+from densepath.pair.hub import located
 from densepath.pair.pair import Pair, load_pair
 from densepath.pair.pair import Progress as OnProgress
 from densepath.pair.runs import MANIFEST, read_sft_run
@@ -22,33 +24,35 @@ from densepath.sequences import Tokenizer
 
 
 def directories(settings: PairSettings, say: Console) -> tuple[Path, Path]:
-    """The two checkpoints that the settings name. A missing demo is built, and adapters are merged.
+    """The two checkpoints that the settings name.
 
-    Odd names are fixed if the settings ask for it, and of a model of text and images, the text half is taken.
-    Raises InvalidRequestError where they name none, or more than one pair.
+    What the hub has and this machine does not is downloaded, a missing demo is built, and adapters are
+    merged. Odd names are fixed if the settings ask for it, and of a model of text and images, the text half
+    is taken. Raises InvalidRequestError if the settings name no pair or more than one, or if a checkpoint
+    cannot be had.
     """
-
-    def tell(line: str) -> None:
-        say.print(line, markup=False, soft_wrap=True)
+    tell = partial(say.print, markup=False, soft_wrap=True)
 
     def prepare(directory: Path) -> Path:
         return fixed_checkpoint(directory, tell) if settings.fix_names else directory
 
+    named = _named(settings, say, tell)
+    base = settings.base and located(settings.base, tell)
     sft, reference = (
-        text_half(prepare(whole_checkpoint(each, settings.base, tell, prepare)), tell)
-        for each in _named(settings, say)
+        text_half(prepare(whole_checkpoint(each, base or None, tell, prepare)), tell) for each in named
     )
     return sft, reference
 
 
-def _named(settings: PairSettings, say: Console) -> tuple[Path, Path]:
+def _named(settings: PairSettings, say: Console, tell: Callable[[str], None]) -> tuple[Path, Path]:
     match settings.demo, settings.pair, settings.sft, settings.reference:
-        case False, None, Path() as sft, Path() as reference:
-            return sft, reference
-        case False, Path() as directory, None, None:
+        case False, None, str() as sft, str() as reference:
+            return located(sft, tell), located(reference, tell)
+        case False, str() as run_name, None, None:
+            directory = located(run_name, tell, run=True)
             if not (directory / MANIFEST).exists():
                 picked = pick_pair(directory, settings.reference_at)
-                say.print(picked.account, markup=False, soft_wrap=True)
+                tell(picked.account)
                 return picked.sft, picked.reference
             run = read_sft_run(directory)
             return run.final, run.reference_at(settings.reference_at)

@@ -19,6 +19,7 @@ from typing import Any
 from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.files import cache_directory, locked, whole_directory
 from densepath.pair.checkpoint import ADAPTER_CONFIG, CONFIG, check_model, fingerprint, has_weights
+from densepath.pair.hub import located, source_name
 from densepath.pair.identity import Identities, changed, identify_all
 from densepath.pair.text_half import text_half
 from densepath.pair.weights import file_digest, read_tensors
@@ -27,7 +28,7 @@ from densepath.versions import installed_versions
 WEIGHTS = "adapter_model.safetensors"
 _PACKAGES = ("peft", "torch", "transformers", "densepath")
 #: Only serve, check and score have the option.
-_WAYS = f"give its directory by --base, or in {ADAPTER_CONFIG}"
+_WAYS = f"give it by --base, or in {ADAPTER_CONFIG}"
 #: Parts of the names of an adapter of a model of text and images.
 _WITHIN_WHOLE = re.compile(r"\.(language_model|text_model|visual|vision_\w+)\.")
 Say = Callable[[str], None]
@@ -51,18 +52,18 @@ def whole_checkpoint(
 ) -> Path:
     """The directory itself or, if it is an adapter, the directory of the merged model.
 
-    `base` is the base model of an adapter. None takes the one that its config names. `prepare` gives the
-    directory to use instead of a base model's own. An adapter of a model of text and images is merged into
-    the whole model or into its text half, whichever it was trained on. `say` is called before and after a
-    merge.
+    `base` is the base model of an adapter. None takes the one that its config names: a directory, or a
+    repository of the hub. `prepare` gives the directory to use instead of a base model's own. An adapter of a
+    model of text and images is merged into the whole model or into its text half, whichever it was trained
+    on. `say` is called before and after a merge, and for a repository.
 
-    Raises InvalidRequestError if the base model is not on this machine, and InvalidPairError if it has a
-    fault or the adapter cannot be merged.
+    Raises InvalidRequestError if the base model is in neither place, and InvalidPairError if it has a fault
+    or the adapter cannot be merged.
     """
     if not is_adapter(directory):
         return directory
     config = _read_config(directory)
-    base = prepare(_base_of(directory, config, base))
+    base = prepare(_base_of(directory, config, base, say))
     if not (directory / WEIGHTS).is_file():
         raise InvalidPairError(
             f"{directory} is an adapter without {WEIGHTS}: save it in safetensors, since pickled files are "
@@ -76,7 +77,8 @@ def whole_checkpoint(
     if not _is_of_whole_model(directory):
         base = half
     files = {folder: identify_all(folder) for folder in (base, directory)}
-    target = cache_directory("merged") / f"{directory.resolve().name}-{_key(files)}"
+    name = source_name(directory.resolve()).replace("/", "--")
+    target = cache_directory("merged") / f"{name}-{_key(files)}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
@@ -108,17 +110,24 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _base_of(directory: Path, config: dict[str, Any], base: Path | None) -> Path:
+def _base_of(directory: Path, config: dict[str, Any], base: Path | None, say: Say) -> Path:
     named = config.get("base_model_name_or_path")
     if base is None and not named:
         raise InvalidRequestError(f"{directory} is an adapter that names no base model: {_WAYS}")
-    found = base or Path(str(named))
+    found = base or _base_that_it_names(directory, str(named), config.get("revision"), say)
     if not (found / CONFIG).is_file():
         hint = "--base must be the directory of a whole model" if base else _WAYS
         raise InvalidRequestError(
             f"{directory} is an adapter, and its base model {found} is not a model directory here: {hint}"
         )
     return found
+
+
+def _base_that_it_names(directory: Path, name: str, revision: str | None, say: Say) -> Path:
+    try:
+        return located(name, say, revision=revision)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{directory} is an adapter of {name}: {error} ({_WAYS})") from error
 
 
 def _is_of_whole_model(directory: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 #: Everything that transformers or vLLM reads in a model directory.
-_READ = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "additional_chat_templates/*.jinja")
+READ = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "additional_chat_templates/*.jinja")
 #: Two changes within one tick of the kernel's clock give a file the same times, so files are not read that
 #: early.
 _TICK_NS = 20_000_000
@@ -58,7 +58,7 @@ def changed(directory: Path, before: Identities) -> list[str]:
 
 def _look(directory: Path) -> dict[str, Identity]:
     found = {}
-    for pattern in _READ:
+    for pattern in READ:
         for path in directory.glob(pattern):
             try:
                 found[path.relative_to(directory).as_posix()] = identify(path)

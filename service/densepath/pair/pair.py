@@ -21,6 +21,7 @@ from densepath.pair.checkpoint import (
     fingerprint,
     read_checkpoint,
 )
+from densepath.pair.hub import source_name
 from densepath.pair.identity import Identities, changed
 from densepath.pair.tokenizer_files import TOKENIZER, TOKENIZER_CONFIG, tokenizer_differences
 from densepath.pair.weights import Report, Tensors, cached_scan, describe_non_finite
@@ -128,7 +129,7 @@ def inspect_pair(
     return Pair(
         sft=a.directory,
         reference=b.directory,
-        sources=(_name(sft), _name(reference)),
+        sources=(source_name(Path(sft)), source_name(Path(reference))),
         version=fingerprint(
             {
                 "sft": {"configs": a.config.stable, "weights": digests_a},
@@ -161,10 +162,6 @@ def _describe_same(a: Checkpoint, b: Checkpoint) -> str:
     configs = [checkpoint.config and checkpoint.config.stable["config"] for checkpoint in (a, b)]
     outcome = "every reward is 0" if configs[0] == configs[1] else "rewards come from their configs alone"
     return f"the sft and the reference hold the same weights, so {outcome}"
-
-
-def _name(directory: Path | str) -> str:
-    return Path(os.path.abspath(directory)).name
 
 
 def _changes(directories: tuple[Path, Path], before: tuple[Identities, Identities]) -> list[Problem]:

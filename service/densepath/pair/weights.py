@@ -27,7 +27,7 @@ from densepath.pair.unreadable import unfinished, why_unreadable
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CHUNK = 1 << 18  # bytes: a multiple of every item size, and small enough to stay in the processor's cache
 _CACHE_FORMAT = 2
 
@@ -101,7 +101,7 @@ def read_weights(directory: Path, report: Report) -> dict[str, Tensors]:
     if WEIGHTS in found:
         others = ", ".join(name for name in found if name != WEIGHTS)
         report(WEIGHTS, f"is not the only safetensors file ({others}): keep one, or name shards in {INDEX}")
-    elif not found and any(next(directory.glob(pattern), None) for pattern in _PICKLES):
+    elif not found and any(next(directory.glob(pattern), None) for pattern in PICKLES):
         report(WEIGHTS, "is missing, and the weights are pickled: convert them to safetensors")
     else:
         where = f"weights must be in {WEIGHTS}, or in shards that {INDEX} names"
