@@ -20,6 +20,7 @@ from densepath.commands.pairs import directories
 from densepath.commands.settings import ServeSettings
 from densepath.pair.pair import load_pair
 from live import serving
+from quantised import quantise
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -78,10 +79,11 @@ def test_the_same_checkpoint_twice_is_asked_for_explicitly(
     assert result["rewards"] == [0.0, 0.0]
 
 
-def test_two_dtypes_are_told_by_check_and_at_the_start(
+def test_two_dtypes_and_a_quantisation_are_told_by_check_and_at_the_start(
     run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    sft = make_checkpoint(tmp_path / "sft", seed=1, dtype=torch.bfloat16)
+    plain = make_checkpoint(tmp_path / "plain", seed=1, dtype=torch.bfloat16)
+    sft, _ = quantise(plain, tmp_path, "GPTQ 4 bits")
     words = ("--sft", sft, "--reference", pair_dirs[1])
     note = (
         "stored in bfloat16 and the reference in float32; each is computed in its own dtype, unless --dtype"
@@ -89,6 +91,7 @@ def test_two_dtypes_are_told_by_check_and_at_the_start(
     status, out, err = run("check", *words)
     assert status == 0
     assert "dtype           bfloat16; of the reference float32" in out
+    assert "quantised       gptq, 4 bits; the reference not" in out
     assert note in err
     # Past the notes, this start is refused.
     status, _, err = run("serve", *words, "--max-model-len", "5000")

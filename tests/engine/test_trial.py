@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from checkpoints import make_checkpoint
 from damage import edit
 from densepath.config import EngineOptions
 from densepath.engine.vllm.trial import job_of, try_pair
+from quantised import FORMATS, quantise
 
 from .other_checkpoints import HYBRID, make_other
 from .test_longrope import make_phi3
@@ -108,17 +110,45 @@ def test_what_cannot_start_is_refused_with_its_reason(tmp_path: Path, pair_dirs:
     narrow = Path(tmp_path / "narrow heads" / "reference")
     pairs.append(job(pair_dirs[0], narrow))
     says.append("the reference's attention heads have 16 dimensions")
-    quantised = make_checkpoint(tmp_path / "quantised", seed=1)
-    edit("config.json", quantization_config={"quant_method": "unheard_of"})(quantised)
-    pairs.append(job(quantised, pair_dirs[1]))
-    says.append("nknown quantization method")
-    pairs.append(job(pair_dirs[0], quantised))
-    says.append("quantization_config in config.json is not the same for the sft and the reference")
     answers = try_all(pairs)
     for answer, reason in zip(answers, says, strict=True):
         assert answer["unknown"] is None
         assert reason in (answer["reason"] or "it can run"), answer
         assert "\n" not in answer["reason"]  # type: ignore[operator]
+
+
+def test_quantised_checkpoints(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:
+    """What this device does not run is refused in one sentence. `test_quantised.py` starts the others."""
+    plain = make_checkpoint(tmp_path / "plain", seed=1, dtype=torch.bfloat16)
+    names = ("compressed-tensors W8A16", "GPTQ 4 bits", "GPTQ 8 bits", "fp8 in blocks")
+    quantised = {name: quantise(plain, tmp_path / name, name)[0] for name in names}
+    other = make_checkpoint(tmp_path / "other", seed=1, dtype=torch.bfloat16)
+    edit("config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})(other)
+    cache = quantise(plain, tmp_path / "cache", "compressed-tensors W8A8 fp8")[0]
+    scheme = FORMATS["compressed-tensors W8A8 fp8"].config | {"kv_cache_scheme": {"num_bits": 8}}
+    edit("config.json", quantization_config=scheme)(cache)
+    no_kernel = "Failed to find a kernel that can implement the "
+    reasons = {
+        "compressed-tensors W8A16": (quantised, "compressed-tensors", no_kernel),
+        "GPTQ 8 bits": (quantised, "gptq", "Marlin does not support weight_bits = uint8b128"),
+        "fp8 in blocks": (quantised, "fp8", no_kernel),
+        "other": ({"other": other}, "bitsandbytes", "Unknown quantization method: bitsandbytes"),
+        "cache": ({"cache": cache}, "compressed-tensors", "it also quantises the KV cache (kv_cache_scheme)"),
+    }
+    jobs = [job(directories[name], pair_dirs[1], "bfloat16") for name, (directories, *_) in reasons.items()]
+    four = quantised["GPTQ 4 bits"]
+    jobs += [job(plain, four, "bfloat16"), job(plain, other, "bfloat16"), job(four, plain)]
+    *answers, runs, last, wide = try_all(jobs)
+    for answer, (name, (_, method, reason)) in zip(answers, reasons.items(), strict=True):
+        if name == "fp8 in blocks" and torch.cpu._is_amx_tile_supported():
+            continue
+        words = answer["reason"] or ""
+        assert words.startswith(f"vLLM cannot run the sft, whose weights are quantised ({method}), on this ")
+        assert reason in words
+        assert words.endswith("; serve the full-precision checkpoint")
+    assert runs == {"reason": None, "unknown": None}
+    assert "cannot run the reference, whose weights are quantised (bitsandbytes)" in (last["reason"] or "")
+    assert "float32 is not supported for quantization method auto_gptq" in (wide["reason"] or "")
 
 
 def test_what_can_start_is_not_refused(tmp_path: Path, pair_dirs: tuple[Path, Path]) -> None:

@@ -188,6 +188,13 @@ def test_what_cannot_be_merged_is_refused_in_one_sentence(tmp_path: Path, cache:
     assert "cannot be read as the config" in refusal(lambda copy: (copy / CONFIG).write_text("{"))
     assert "names no base model" in refusal(lambda copy: edit(copy, base_model_name_or_path=None))
     assert "pickled files are never loaded" in refusal(lambda copy: (copy / WEIGHTS).unlink())
+    quantised = shutil.copytree(base, tmp_path / "quantised")
+    model_config = json.loads((base / "config.json").read_text())
+    method = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (quantised / "config.json").write_text(json.dumps(model_config | method))
+    assert "its weights are quantised; give the full-precision base model by --base" in refusal(
+        lambda copy: edit(copy, base_model_name_or_path=str(quantised))
+    )
     assert "size mismatch" in refusal(lambda copy: edit(copy, base_model_name_or_path=str(other)))
     assert "trains biases" in refusal(lambda copy: edit(copy, bias="all"))
     fewer = refusal(lambda copy: edit(copy, target_modules=["q_proj"]))

@@ -248,7 +248,8 @@ def test_quantised_weights_are_not_compared(dirs: tuple[Path, Path], inspect: An
     found = inspect()
     assert isinstance(found, Pair)
     assert found.notes == (
-        "sft: The weights are quantised, so their tensors were not compared with the architecture.",
+        "sft: The weights are quantised (fp8), so the shapes of their tensors were not compared with the "
+        "architecture.",
     )
 
 

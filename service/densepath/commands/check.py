@@ -74,6 +74,9 @@ def _print_pair(found: Pair) -> None:
     print(f"version         {found.version}")
     print(f"architectures   {found.architectures[0]}, {found.architectures[1]}")
     print(f"dtype           {found.dtype}; of the reference {found.reference_dtype}")
+    if any(found.quantisations):
+        sft, reference = (each or "not" for each in found.quantisations)
+        print(f"quantised       {sft}; the reference {reference}")
     print(f"vocabulary      {found.vocab_size} ids, {found.embedding_size} rows")
     print(f"context length  {found.context_length} tokens")
     print(f"EOS ids         {', '.join(map(str, sorted(found.eos_token_ids)))}")

@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from densepath.engine.dequantise import dequantised, is_dequantised_here
 from densepath.engine.ranking import rank_tokens, read_table
 from densepath.engine.scorer import Scored, View
 from densepath.errors import EngineUnavailableError, InvalidPairError
@@ -19,15 +20,24 @@ if TYPE_CHECKING:
 def load_model(directory: Path, *, dtype: str = "float32", **placement: Any) -> Any:
     """One checkpoint in transformers, with eager attention. `placement` is passed to `from_pretrained`.
 
-    Attention is eager because transformers' default omits the soft cap of Gemma 2's attention. Raises
-    InvalidPairError if a tensor is missing or has another shape: transformers would fill it with random
-    values.
+    Attention is eager because transformers' default omits the soft cap of Gemma 2's attention. Quantised
+    weights are dequantised. Raises InvalidPairError if a tensor is missing or has another shape: transformers
+    would fill it with random values.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        directory,
+    model_class: Any = AutoModelForCausalLM
+    source: Path | None = directory
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    if is_dequantised_here(directory):
+        placement |= {"state_dict": dequantised(directory, config.quantization_config, getattr(torch, dtype))}
+        del config.quantization_config
+        # The tensors are given, and an Auto class would look for files.
+        model_class, source = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], None
+    model, loading = model_class.from_pretrained(
+        source,
+        config=config,
         dtype=getattr(torch, dtype),
         attn_implementation="eager",
         use_safetensors=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,13 @@ from densepath.errors import InvalidRequestError
 from densepath.pair.identity import Identities, identify_all
 from densepath.pair.odd_keys import find_ignored_keys, find_odd_keys
 from densepath.pair.tensor_names import FIX_NAMES
-from densepath.pair.tensors import describe_dtypes, describe_tensors, expected_tensors, tied_twice
+from densepath.pair.tensors import (
+    describe_dtypes,
+    describe_quantised,
+    describe_tensors,
+    expected_tensors,
+    tied_twice,
+)
 from densepath.pair.tokenizer_files import REMOTE_CODE, TOKENIZER, TokenizerIdentity, as_ids, read_tokenizer
 from densepath.pair.unreadable import unfinished
 from densepath.pair.weights import INDEX, WEIGHTS, Report, Tensors, read_json, read_weights, same_values
@@ -69,9 +75,10 @@ class Config:
     loaded: Any = field(repr=False)
 
     @property
-    def quantised(self) -> bool:
-        """Whether config.json says that the weights are quantised."""
-        return any(self.stable["config"].get(name) for name in QUANTISED)
+    def quantisation(self) -> str | None:
+        """How the weights are quantised, in words, or None if config.json does not say that they are."""
+        given = next(filter(None, map(self.stable["config"].get, QUANTISED)), None)
+        return None if given is None else _describe_quantisation(given)
 
 
 @dataclass(frozen=True)
@@ -164,9 +171,6 @@ def _check_tensors(
     directory: Path, config: Config, weights: Mapping[str, Tensors], report: Report, notes: list[str]
 ) -> None:
     """Report tensors that are missing, unknown, of another shape, or tied but with different values."""
-    if config.quantised:
-        notes.append("The weights are quantised, so their tensors were not compared with the architecture.")
-        return
     expected = expected_tensors(config.loaded, config.architecture)
     if expected is None:
         notes.append(
@@ -176,9 +180,18 @@ def _check_tensors(
         return
     file = INDEX if len(weights) > 1 else next(iter(weights))
     held = {name: tensor for tensors in weights.values() for name, tensor in tensors.items()}
+    dtypes = {name: tensor.dtype for name, tensor in held.items()}
+    if config.quantisation:
+        notes.append(
+            f"The weights are quantised ({config.quantisation}), so the shapes of their tensors were not "
+            "compared with the architecture."
+        )
+        for problem in describe_quantised(expected, dtypes):
+            report(file, problem)
+        return
     shapes = {name: tensor.shape for name, tensor in held.items()}
     problems = describe_tensors(expected, shapes)
-    problems += describe_dtypes(expected, {name: tensor.dtype for name, tensor in held.items()})
+    problems += describe_dtypes(expected, dtypes)
     for problem in problems:
         report(file, problem)
     for name, source in () if problems else tied_twice(expected, shapes):
@@ -188,6 +201,25 @@ def _check_tensors(
                 f"{name} differs from {source}, but config.json ties them: set tie_word_embeddings to false, "
                 f"or remove {name}",
             )
+
+
+def _describe_quantisation(given: Any) -> str:
+    """The method and the bits of the weights, such as "gptq, 4 bits"."""
+    if not isinstance(given, Mapping):
+        return "by an unknown method"
+    bits = sorted({f"{bits} bits" for bits in _all_bits(given)})
+    return ", ".join([str(given.get("quant_method", "compressed-tensors")), *bits])
+
+
+def _all_bits(node: Any) -> Iterator[int]:
+    """The bits of the weights, in the forms of all quantisers."""
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        if name in ("bits", "w_bit", "num_bits") and isinstance(value, int):
+            yield value
+        elif name in ("load_in_4bit", "load_in_8bit") and value is True:
+            yield 4 if "4" in name else 8
+        elif name not in ("input_activations", "output_activations", "kv_cache_scheme"):
+            yield from _all_bits(value)
 
 
 def fingerprint(value: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.pair.adapters import WEIGHTS
-from densepath.pair.checkpoint import CONFIG
+from densepath.pair.checkpoint import CONFIG, QUANTISED
 from densepath.pair.text_half import is_whole
 from densepath.pair.tokenizer_files import FILES, TOKENIZER
 
@@ -26,13 +26,16 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
     """Write the merged model and its tokenizer to `target`.
 
     The tokenizer is the adapter's if it was saved with one, or else the base model's. Raises ValueError if
-    the adapter does not fit the base model.
+    the adapter does not fit the base model, or if the base model is quantised.
     """
+    raw = json.loads((base / CONFIG).read_text(encoding="utf-8"))
+    if any(raw.get(name) for name in QUANTISED):
+        raise ValueError("its weights are quantised; give the full-precision base model by --base")
     from peft import PeftConfig, PeftModel
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    whole = is_whole(json.loads((base / CONFIG).read_text(encoding="utf-8")))
+    whole = is_whole(raw)
     model: Any
     model, loading = (AutoModelForImageTextToText if whole else AutoModelForCausalLM).from_pretrained(
         base,

@@ -59,13 +59,14 @@ class Pair:
     reference: Path
     sources: tuple[str, str]  # (sft, reference)
     version: str  # 32 hex characters: weights, configs, tokenizer and chat template
-    dtype: str  # the dtype of most of the SFT's stored bytes
+    dtype: str  # the dtype of most of the SFT's stored bytes, without those of quantised weights
     reference_dtype: str  # the same for the reference
     vocab_size: int  # the tokenizer's largest id + 1
     embedding_size: int  # rows that both models' embeddings have; valid ids are smaller
     context_length: int  # tokens, the smaller of the two
     eos_token_ids: frozenset[int]  # the tokenizer's, and those in the SFT's two configs
     architectures: tuple[str, str]  # (sft, reference)
+    quantisations: tuple[str | None, str | None]  # (sft, reference): how the weights are quantised, in words
     tokenizer_fingerprint: str
     chat_template_fingerprint: str | None
     notes: tuple[str, ...] = ()
@@ -125,7 +126,7 @@ def inspect_pair(
     if problems or not (a.config and b.config and a.tokenizer and b.tokenizer):
         return problems
     tokenizer, template = fingerprint(a.tokenizer.fields), a.tokenizer.chat_template
-    dtypes = stored_dtype(a.weights), stored_dtype(b.weights)
+    dtypes = served_dtype(a), served_dtype(b)
     return Pair(
         sft=a.directory,
         reference=b.directory,
@@ -145,6 +146,7 @@ def inspect_pair(
         context_length=min(a.config.context_length, b.config.context_length),
         eos_token_ids=a.config.eos_token_ids | a.tokenizer.eos_token_ids,
         architectures=(a.config.architecture, b.config.architecture),
+        quantisations=(a.config.quantisation, b.config.quantisation),
         tokenizer_fingerprint=tokenizer,
         chat_template_fingerprint=None if template is None else fingerprint(template),
         notes=(
@@ -225,6 +227,17 @@ def _scan(
             if scan.non_finite:
                 report(name, describe_non_finite(scan))
     return digests
+
+
+def served_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype in which a checkpoint is computed: that of its weights, without those that are quantised."""
+    if checkpoint.config is None or checkpoint.config.quantisation is None:
+        return stored_dtype(checkpoint.weights)
+    plain = {
+        file: {name: tensor for name, tensor in tensors.items() if tensor.dtype in _DTYPES}
+        for file, tensors in checkpoint.weights.items()
+    }
+    return stored_dtype(plain if any(plain.values()) else checkpoint.weights)
 
 
 def stored_dtype(weights: Mapping[str, Tensors]) -> str:

@@ -36,6 +36,12 @@ _PREFIX_IS_OPTIONAL = frozenset({"BloomForCausalLM", "GPT2LMHeadModel", "OPTForC
 _FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 #: How many prefixes are found one inside the other.
 _WRAPPERS_INSIDE = 4
+#: How a quantised weight is named → the names of its scales.
+_SCALES = {
+    "qweight": {"scales"},
+    "weight_packed": {"weight_scale"},
+    "weight": {"weight_scale", "weight_scale_inv", "scales", "scale", "SCB", "absmax", "weight.absmax"},
+}
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
 
 
@@ -156,6 +162,44 @@ def describe_dtypes(expected: Expected, dtypes: Mapping[str, str]) -> list[str]:
         f"has {len(other)} tensors that are not floats of 16 bits or more ({some(other)}): store them as "
         "floats, or put the quantization_config that they need into config.json"
     ]
+
+
+def describe_quantised(expected: Expected, dtypes: Mapping[str, str]) -> list[str]:
+    """What a quantised checkpoint lacks, given the types of its tensors by name: weights, or their scales.
+
+    Tensors under names that the architecture does not have may be other names for what seems to be missing.
+    So nothing is called missing then.
+    """
+    ends: dict[str, set[str]] = {}
+    for name in dtypes:
+        module, _, end = name.rpartition(".")
+        ends.setdefault(module, set()).add(end)
+    bare = [
+        f"{module}.{weight}"
+        for module, held in ends.items()
+        for weight, scales in _SCALES.items()
+        if weight in held and dtypes[f"{module}.{weight}"] not in _FLOATS and not held & scales
+    ]
+    known = {name.rpartition(".")[0] for name in expected.shapes}
+    missing = [
+        name
+        for name in expected.shapes
+        if name not in dtypes
+        and name not in expected.tied
+        and not (name.endswith(".weight") and ends.get(name.removesuffix(".weight"), set()) & _SCALES.keys())
+    ]
+    found = []
+    if bare:
+        found.append(
+            f"has {len(bare)} quantised weights without their scales ({some(bare)}): they were lost when the "
+            "checkpoint was saved or converted; save all of it again"
+        )
+    if missing and ends.keys() <= known:
+        found.append(
+            f"lacks {len(missing)} of the tensors that {expected.architecture} needs ({some(missing)}): "
+            f"{cause_of_missing(missing, [], expected.model.config)}"
+        )
+    return found
 
 
 def _saved(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:

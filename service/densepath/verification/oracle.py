@@ -191,10 +191,13 @@ def _logprobs(
 ) -> list[Float32]:
     import torch
 
+    from densepath.engine.dequantise import is_dequantised_here
     from densepath.engine.transformers import load_model, logprobs_over_vocabulary
 
     with tempfile.TemporaryDirectory(prefix="densepath-offload-") as offload:
         placement = _placement(job, job.parameters[number], dtype, device, offload)
+        if "offload_folder" in placement and is_dequantised_here(Path(job.directories[number])):
+            raise OracleError("the dequantised model does not fit into the free memory")
         model = load_model(Path(job.directories[number]), dtype=dtype, **placement)
         heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 1) or 1)
         logp_N_T = []

@@ -19,6 +19,7 @@ from densepath.engine.scorer import Scored, Scorer
 from densepath.errors import InvalidPairError
 from densepath.files import cache_directory
 from densepath.pair.pair import Pair
+from densepath.pair.tensors import expected_tensors
 from densepath.pair.weights import read_weights
 from densepath.verification.compare import (
     FLOAT32,
@@ -109,7 +110,15 @@ class Verifier:
         return verdict
 
     def _large(self) -> bool:
-        return any(4 * count_parameters(each) > BESIDE_BYTES for each in (self.pair.sft, self.pair.reference))
+        return any(4 * parameters > BESIDE_BYTES for parameters in self._parameters())
+
+    def _parameters(self) -> tuple[int, ...]:
+        """The number of parameters of each model."""
+        directories = (self.pair.sft, self.pair.reference)
+        return tuple(
+            count_parameters(directory, quantised=quantisation is not None)
+            for directory, quantisation in zip(directories, self.pair.quantisations, strict=True)
+        )
 
     def probes(self) -> Probes:
         """The sequences to verify with."""
@@ -131,7 +140,7 @@ class Verifier:
         directories = (self.pair.sft, self.pair.reference)
         job = OracleJob(
             directories=tuple(map(str, directories)),
-            parameters=tuple(map(count_parameters, directories)),
+            parameters=self._parameters(),
             dtypes=tuple(tuple(dict.fromkeys((FLOAT32, dtype))) for dtype in dtypes),
             cuda=self.cuda,
             seconds=AUTO_SECONDS if self.verify is Verify.AUTO else None,
@@ -181,7 +190,16 @@ def _judge_pair(
     )
 
 
-def count_parameters(directory: Path) -> int:
-    """The number of elements of all tensors of a checkpoint, from the headers of its files."""
+def count_parameters(directory: Path, *, quantised: bool) -> int:
+    """The number of elements of all tensors of a checkpoint, from the headers of its files.
+
+    Quantised weights may be packed. So their number is that of the model that transformers builds.
+    """
+    if quantised:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        if expected := expected_tensors(config, config.architectures[0]):
+            return sum(math.prod(shape) for shape in expected.shapes.values())
     files = read_weights(directory, lambda *_: None).values()
     return sum(math.prod(tensor.shape) for tensors in files for tensor in tensors.values())

@@ -16,6 +16,8 @@ CPU_KV_CACHE_BYTES = 1 << 30
 #: More of a prompt is shared than with the CPU build's 128, and blocks are still long enough to run fast.
 CPU_BLOCK_SIZE = 32
 
+#: Names in config.json for how the weights are quantised.
+QUANTISATION = {"quantization_config", "compression_config"}
 #: vLLM's other names of torch's dtypes.
 _DTYPES = {"float": "float32", "half": "float16"}
 FP32 = "float32"
@@ -42,7 +44,7 @@ def engine_arguments(
     dtypes = checkpoint_dtype, reference_dtype or checkpoint_dtype
     if options.dtype != "auto":
         dtypes = (_DTYPES.get(options.dtype, options.dtype),) * 2
-    architectures = json.loads((sft / "config.json").read_text())["architectures"]
+    config = json.loads((sft / "config.json").read_text())
     arguments: dict[str, Any] = {
         "model": str(sft),
         "runner": "pooling",
@@ -54,7 +56,7 @@ def engine_arguments(
         "scheduler_cls": "densepath.engine.vllm.scheduler.PairScheduler",
         "hf_overrides": {
             "architectures": [ARCHITECTURE],
-            "densepath_sft_architectures": architectures,
+            "densepath_sft_architectures": config["architectures"],
             "densepath_reference": str(reference),
             "densepath_reference_dtype": dtypes[1],
         },
@@ -64,6 +66,9 @@ def engine_arguments(
         "distributed_executor_backend": options.distributed_executor_backend,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
     }
+    for name in QUANTISATION & config.keys():
+        # vLLM's own config describes both models. Each model gets its quantisation while it is built.
+        arguments["hf_overrides"] |= {name: None, "densepath_sft_quantisation": config[name]}
     if options.gpu_memory_utilization is not None:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
     arguments |= _step(dtypes, context_length, options)

@@ -42,20 +42,13 @@ def check_layers(layers: list[Any], side: str, dtype: torch.dtype) -> None:
             )
 
 
-def check_quantisation(sft_config: Any, reference_config: Any) -> None:
-    """Raise ValueError if the quantisations differ: vLLM would read both models as the sft's config says."""
-    sft, reference = (getattr(each, "quantization_config", None) for each in (sft_config, reference_config))
-    if sft != reference:
-        raise ValueError(
-            "quantization_config in config.json is not the same for the sft and the reference: one engine "
-            "reads both models the same way"
-        )
-
-
 @contextmanager
-def built_side(vllm_config: Any, side: str, dtype: torch.dtype) -> Iterator[list[Any]]:
+def built_side(
+    vllm_config: Any, side: str, dtype: torch.dtype, quantisation: str | None
+) -> Iterator[list[Any]]:
     """A block in which one side's model is built in `dtype`. Raises ValueError that names the side.
 
+    `quantisation` is the method by which the weights are quantised, or None.
     The list is filled after the block, with the layers of this side that vLLM knows by name.
     """
     layers = vllm_config.compilation_config.static_forward_context
@@ -67,6 +60,12 @@ def built_side(vllm_config: Any, side: str, dtype: torch.dtype) -> Iterator[list
         reason = reason_of(error)
         if "Duplicate layer name" in reason:
             reason += " (it cannot tell two models of this architecture apart in one engine)"
+        if quantisation is not None:
+            reason = reason.partition(" Reasons: ")[0].partition(" Must be one of ")[0].rstrip(".")
+            raise ValueError(
+                f"vLLM cannot run the {side}, whose weights are quantised ({quantisation}), on this device: "
+                f"{reason}; serve the full-precision checkpoint"
+            ) from error
         raise ValueError(f"vLLM cannot build the {side}: {reason}") from error
     mine += [layer for name, layer in layers.items() if name not in before]
     check_layers(mine, side, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from collections.abc import Iterable
@@ -16,10 +17,10 @@ from vllm.model_executor.models.utils import maybe_prefix
 from vllm.transformers_utils.config import get_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from densepath.engine.vllm.layers import built_side, check_quantisation
+from densepath.engine.vllm.layers import built_side
 from densepath.engine.vllm.longrope import LongRope, ShortSequences
 from densepath.engine.vllm.pooler import PairPooler
-from densepath.engine.vllm.sides import prepare_for, side_config
+from densepath.engine.vllm.sides import prepare_for, quantisation_of, side_config
 
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
 
@@ -64,24 +65,32 @@ class DensepathPair(nn.Module):
         reference_path = sft_config.densepath_reference
         reference_config = get_config(reference_path, trust_remote_code=False)
 
-        check_quantisation(sft_config, reference_config)
-
-        def build(name: str, config: Any, architectures: list[str], dtype: torch.dtype) -> Any:
+        def build(
+            name: str, config: Any, architectures: list[str], directory: str, dtype: torch.dtype
+        ) -> Any:
+            own_prefix = maybe_prefix(prefix, name)
             with (
-                built_side(vllm_config, name, dtype) as layers,
+                built_side(vllm_config, name, dtype, quantisation_of(config)) as layers,
                 set_model_tag(f"densepath_{name}"),  # two compiled graphs
                 set_default_torch_dtype(dtype),
             ):
-                side = side_config(vllm_config, config, architectures, dtype)
-                model = initialize_model(side, prefix=maybe_prefix(prefix, name))
+                side = side_config(
+                    vllm_config, config, architectures, directory=directory, dtype=dtype, prefix=own_prefix
+                )
+                model = initialize_model(side, prefix=own_prefix)
             if dtype != model_config.dtype:
                 prepare_for(layers, side.model_config)
             return model
 
+        own_config = copy.copy(sft_config)
+        if (quantisation := getattr(sft_config, "densepath_sft_quantisation", None)) is not None:
+            own_config.quantization_config = quantisation
         dtypes = model_config.dtype, getattr(torch, sft_config.densepath_reference_dtype)
-        self.sft: Any = build("sft", sft_config, list(sft_config.densepath_sft_architectures), dtypes[0])
+        self.sft: Any = build(
+            "sft", own_config, list(sft_config.densepath_sft_architectures), model_config.model, dtypes[0]
+        )
         self.reference: Any = build(
-            "reference", reference_config, list(reference_config.architectures), dtypes[1]
+            "reference", reference_config, list(reference_config.architectures), reference_path, dtypes[1]
         )
         self.secondary_weights = (
             DefaultModelLoader.Source(reference_path, revision=None, prefix=REFERENCE, fall_back_to_pt=False),

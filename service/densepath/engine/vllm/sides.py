@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from vllm.config import VllmConfig
 from vllm.config.model import _get_and_verify_dtype
 from vllm.config.utils import replace
 from vllm.platforms import current_platform
@@ -13,20 +14,49 @@ from vllm.v1.attention.backend import subclass_attention_backend
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 
-def side_config(vllm_config: Any, hf_config: Any, architectures: list[str], dtype: torch.dtype) -> Any:
-    """vLLM's config for one model, which is computed in `dtype`.
+def side_config(
+    vllm_config: Any,
+    hf_config: Any,
+    architectures: list[str],
+    *,
+    directory: str,
+    dtype: torch.dtype,
+    prefix: str,
+) -> Any:
+    """vLLM's config for the model in `directory`, which is computed in `dtype`.
 
-    Raises ValueError if vLLM does not compute this model in that dtype.
+    `prefix` begins the names of its layers. Raises ValueError if vLLM does not compute this model in that
+    dtype, or does not run its quantisation on this device.
     """
     side = vllm_config.with_hf_config(hf_config, architectures=architectures)
     model_config = side.model_config
+    model_config.model = directory
     model_config.dtype = _get_and_verify_dtype(
         model_config.model, model_config.hf_config, dtype, is_pooling_model=True
     )
     if model_config.dtype == torch.float32 and current_platform.is_cuda():
         # As in `engine_arguments`, which cannot say it of one model alone.
         side.attention_config = replace(side.attention_config, backend=AttentionBackendEnum.FLEX_ATTENTION)
+    model_config.quantization = None
+    model_config._verify_quantization()  # finds the method in the config
+    side.quant_config = VllmConfig.get_quantization_config(model_config, side.load_config)
+    if getattr(side.quant_config, "kv_cache_scheme", None) is not None:
+        raise ValueError("it also quantises the KV cache (kv_cache_scheme), which both models share")
+    if side.quant_config is not None:
+        _name_layers_as_checkpoint(side.quant_config, f"{prefix}.")
     return side
+
+
+def quantisation_of(hf_config: Any) -> str | None:
+    """The method by which a model's weights are quantised, or None."""
+    config = getattr(hf_config, "quantization_config", None) or getattr(hf_config, "compression_config", None)
+    return None if config is None else str(config.get("quant_method", "compressed-tensors"))
+
+
+def _name_layers_as_checkpoint(quant_config: Any, prefix: str) -> None:
+    """Let a quantisation see the names that its checkpoint has: its config may list layers by them."""
+    method_of = quant_config.get_quant_method
+    quant_config.get_quant_method = lambda layer, prefix_: method_of(layer, prefix_.removeprefix(prefix))
 
 
 def prepare_for(layers: list[Any], model_config: Any) -> None:
