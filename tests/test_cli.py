@@ -83,7 +83,7 @@ def test_two_dtypes_and_a_quantisation_are_told_by_check_and_at_the_start(
     run: Run, pair_dirs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     plain = make_checkpoint(tmp_path / "plain", seed=1, dtype=torch.bfloat16)
-    sft, _ = quantise(plain, tmp_path, "GPTQ 4 bits")
+    sft, _ = quantise(plain, tmp_path, "compressed-tensors W8A8 int8")
     words = ("--sft", sft, "--reference", pair_dirs[1])
     note = (
         "stored in bfloat16 and the reference in float32; each is computed in its own dtype, unless --dtype"
@@ -91,7 +91,7 @@ def test_two_dtypes_and_a_quantisation_are_told_by_check_and_at_the_start(
     status, out, err = run("check", *words)
     assert status == 0
     assert "dtype           bfloat16; of the reference float32" in out
-    assert "quantised       gptq, 4 bits; the reference not" in out
+    assert "quantised       compressed-tensors, 8 bits; the reference not" in out
     assert note in err
     # Past the notes, this start is refused.
     status, _, err = run("serve", *words, "--max-model-len", "5000")

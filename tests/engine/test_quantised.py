@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
 
 from checkpoints import make_checkpoint
+from densepath.engine.vllm import sides
 from densepath.pair.pair import load_pair
 from densepath.verification.verdict import Difference
 from quantised import quantise
@@ -18,6 +21,7 @@ from .test_verification import verified
 from .test_vllm_pair import TOLERANCE
 
 pytestmark = pytest.mark.engine
+AVX512 = pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="4-bit kernels need AVX-512")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,7 @@ def say(difference: Difference | None, what: str, say_difference: Callable[[str,
     return difference
 
 
+@AVX512
 async def test_a_quantised_sft_with_a_full_precision_reference(
     plain: Path, pair_dirs: tuple[Path, Path], tmp_path: Path, say_difference: Callable[[str, float], None]
 ) -> None:
@@ -53,22 +58,40 @@ async def test_a_quantised_sft_with_a_full_precision_reference(
 
 
 @pytest.mark.parametrize(
-    "names",
-    [("GPTQ 4 bits", "AWQ 4 bits"), ("compressed-tensors W8A8 int8", "compressed-tensors W8A8 fp8")],
-    ids=" with ".join,
+    ("sft_name", "reference_name"),
+    [
+        pytest.param("GPTQ 4 bits", "AWQ 4 bits", marks=AVX512),
+        ("compressed-tensors W8A8 fp8", "compressed-tensors W8A8 int8"),
+    ],
 )
-async def test_two_quantisations_in_one_engine(
-    names: tuple[str, str], plain: Path, tmp_path: Path, say_difference: Callable[[str, float], None]
+async def test_two_quantisations_and_two_dtypes_in_one_engine(
+    sft_name: str,
+    reference_name: str,
+    plain: Path,
+    tmp_path: Path,
+    say_difference: Callable[[str, float], None],
 ) -> None:
     """Each start is verified against the checkpoint itself, dequantised by the oracle."""
-    sft, reference = (quantise(plain, tmp_path / name, name)[0] for name in names)
-    pair = load_pair(sft, reference, cache_dir=tmp_path / "cache")
-    verdict = await verified(pair)
+    half = make_checkpoint(tmp_path / "half", seed=3, hidden_size=128, dtype=torch.float16)
+    sft = quantise(half, tmp_path / "sft", sft_name)[0]
+    reference = quantise(plain, tmp_path / "reference", reference_name)[0]
+    verdict = await verified(load_pair(sft, reference, cache_dir=tmp_path / "cache"))
     assert verdict.verified
-    for name, difference, limit in zip(
-        names, (verdict.sft, verdict.reference), (verdict.limit, verdict.reference_limit), strict=True
+    for name, dtype, difference, limit in (
+        (sft_name, "float16", verdict.sft, verdict.limit),
+        (reference_name, "bfloat16", verdict.reference, verdict.reference_limit),
     ):
-        off = say(difference, f"quantised, {name}, bfloat16", say_difference)
-        say_difference(f"quantised, {name}, bfloat16, limit", limit or 0.0)
-        assert off.mean < (0.05 if "W8A8" not in name else 0.4)
-    say_difference(f"noise of the engine, {' with '.join(names)}", verdict.noise or 0.0)
+        off = say(difference, f"quantised, {name}, {dtype}", say_difference)
+        say_difference(f"quantised, {name}, {dtype}, limit", limit or 0.0)
+        assert off.mean < (0.4 if "W8A8" in name else 0.05)
+    say_difference(f"noise of the engine, {sft_name} with {reference_name}", verdict.noise or 0.0)
+
+
+def test_four_bits_on_a_processor_without_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's build for AVX2 chooses a kernel that it does not have."""
+    model = torch.nn.Linear(1, 1)
+    model.quant_method = SimpleNamespace(kernel=object.__new__(CPUWNA16LinearKernel))  # type: ignore[assignment]
+    monkeypatch.setattr(sides, "_has_four_bit_products", lambda: False)
+    with pytest.raises(ValueError, match="4-bit weights need a processor with AVX-512"):
+        sides.check_kernels(model)
+    sides.check_kernels(torch.nn.Linear(1, 1))

@@ -20,7 +20,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from densepath.engine.vllm.layers import built_side
 from densepath.engine.vllm.longrope import LongRope, ShortSequences
 from densepath.engine.vllm.pooler import PairPooler
-from densepath.engine.vllm.sides import prepare_for, quantisation_of, side_config
+from densepath.engine.vllm.sides import check_kernels, prepare_for, quantisation_of, side_config
 
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
 
@@ -78,8 +78,9 @@ class DensepathPair(nn.Module):
                     vllm_config, config, architectures, directory=directory, dtype=dtype, prefix=own_prefix
                 )
                 model = initialize_model(side, prefix=own_prefix)
+                check_kernels(model)
             if dtype != model_config.dtype:
-                prepare_for(layers, side.model_config)
+                prepare_for(model, layers, side.model_config)
             return model
 
         own_config = copy.copy(sft_config)

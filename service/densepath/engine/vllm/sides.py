@@ -6,10 +6,14 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
 from vllm.config import VllmConfig
 from vllm.config.model import _get_and_verify_dtype
 from vllm.config.utils import replace
+from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.platforms import current_platform
+from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.attention.backend import subclass_attention_backend
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -59,16 +63,45 @@ def _name_layers_as_checkpoint(quant_config: Any, prefix: str) -> None:
     quant_config.get_quant_method = lambda layer, prefix_: method_of(layer, prefix_.removeprefix(prefix))
 
 
-def prepare_for(layers: list[Any], model_config: Any) -> None:
-    """Make vLLM prepare the attention of these layers for their own model, and not for the SFT.
+def check_kernels(model: nn.Module) -> None:
+    """Raise ValueError for kernels that this processor lacks. vLLM would notice at the first request."""
+    if _has_four_bit_products():
+        return
+    for module in model.modules():
+        owners = (getattr(module, name, None) for name in ("quant_method", "scheme"))
+        if any(isinstance(getattr(owner, "kernel", None), CPUWNA16LinearKernel) for owner in owners):
+            raise ValueError("4-bit weights need a processor with AVX-512")
 
-    The CPU's attention takes its kernel and the sizes of its buffers from the dtype of vLLM's config.
+
+def _has_four_bit_products() -> bool:
+    return hasattr(torch.ops._C, "cpu_gemm_wna16")
+
+
+def prepare_for(model: nn.Module, layers: list[Any], model_config: Any) -> None:
+    """Make vLLM prepare a model and its attention layers for their own dtype, and not for that of the SFT.
+
+    The CPU's attention takes its kernel and the sizes of its buffers from the dtype of vLLM's config. The
+    kernels of quantised weights take the dtype of their results from torch's default dtype.
     """
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, QuantizeMethodBase):
+            method.process_weights_after_loading = _with_default_dtype(
+                method.process_weights_after_loading, model_config.dtype
+            )
     for layer in layers:
         backend = _backend_for(layer.get_attn_backend(), model_config)
         layer.get_attn_backend = lambda backend=backend: backend
         if after_loading := getattr(layer, "process_weights_after_loading", None):
             layer.process_weights_after_loading = lambda _, of=after_loading: of(model_config.dtype)
+
+
+def _with_default_dtype(function: Any, dtype: torch.dtype) -> Any:
+    def called(module: nn.Module) -> Any:
+        with set_default_torch_dtype(dtype):
+            return function(module)
+
+    return called
 
 
 def _backend_for(backend: Any, model_config: Any) -> Any:
