@@ -77,6 +77,8 @@ _EXTRA = {
     "rotary_dim",
     "first_k_dense_replace",
     "topk_method",
+    "conv_dim",
+    "block_dim",
 }
 _BASE: dict[str, Any] = {
     "hidden_size": 64,

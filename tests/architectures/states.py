@@ -18,6 +18,22 @@ _LINEAR_ATTENTION = {
     "linear_num_value_heads": 2,
     "layer_types": ["linear_attention", "full_attention"],
 }
+#: As published: sections for images, which a text model does not use.
+_MROPE = {
+    "rope_type": "default",
+    "rope_theta": 1e7,
+    "partial_rotary_factor": 0.25,
+    "mrope_section": [2, 1, 1],
+    "mrope_interleaved": True,
+}
+_NEMOTRON_H = {
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+    "ssm_state_size": 16,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 32,
+    "n_groups": 1,
+    "chunk_size": 64,
+}
 
 
 STATE_MODELS: dict[str, Specimen] = {
@@ -26,7 +42,9 @@ STATE_MODELS: dict[str, Specimen] = {
         "hybrid, linear attention, MoE",
         {**_LINEAR_ATTENTION, **EXPERTS, "shared_expert_intermediate_size": 64},
     ),
-    "Qwen3.5": Specimen("qwen3_5_text", "hybrid, linear attention", _LINEAR_ATTENTION),
+    "Qwen3.5": Specimen(
+        "qwen3_5_text", "hybrid, linear attention", {**_LINEAR_ATTENTION, "rope_parameters": _MROPE}
+    ),
     "Qwen3.5 MoE": Specimen(
         "qwen3_5_moe_text",
         "hybrid, linear attention, MoE",
@@ -44,17 +62,9 @@ STATE_MODELS: dict[str, Specimen] = {
             "layer_types": ["linear_attention", "full_attention"],
         },
     ),
-    "Nemotron-H": Specimen(
-        "nemotron_h",
-        "hybrid, Mamba 2",
-        {
-            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
-            "ssm_state_size": 16,
-            "mamba_num_heads": 4,
-            "mamba_head_dim": 32,
-            "n_groups": 1,
-            "chunk_size": 64,
-        },
+    "Nemotron-H": Specimen("nemotron_h", "hybrid, Mamba 2", _NEMOTRON_H),
+    "Nemotron-H, small time steps": Specimen(
+        "nemotron_h", "hybrid, Mamba 2", {**_NEMOTRON_H, "time_step_min": 1e-9}
     ),
     "MiniMax": Specimen(
         "minimax",
@@ -105,10 +115,19 @@ STATE_MODELS: dict[str, Specimen] = {
             "chunk_size": 64,
             "adapter_rank": 8,
             "num_key_value_heads": 2,
+            "head_dim": 64,  # twice the hidden size, over the heads, as published
         },
     ),
     "LFM2": Specimen(
-        "lfm2", "hybrid, convolution", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}
+        "lfm2",
+        "hybrid, convolution",
+        {
+            "layer_types": ["conv", "full_attention"],
+            "block_multiple_of": 32,
+            "conv_dim": 64,
+            "block_dim": 64,
+            "tie_word_embeddings": True,
+        },
     ),
     "LFM2 MoE": Specimen(
         "lfm2_moe",
@@ -117,7 +136,13 @@ STATE_MODELS: dict[str, Specimen] = {
             **EXPERTS,
             "num_dense_layers": 1,
             "layer_types": ["conv", "full_attention"],
+            "tie_word_embeddings": True,
         },
+    ),
+    "LFM2 MoE, untied": Specimen(
+        "lfm2_moe",
+        "hybrid, convolution, MoE",
+        {**EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
     ),
     "RecurrentGemma": Specimen(
         "recurrent_gemma",

@@ -8,3 +8,4 @@ names it.
 """
 
 ARCHITECTURE = "DensepathPair"
+HYBRID_ARCHITECTURE = "DensepathHybridPair"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from densepath.config import EngineOptions
-from densepath.engine.vllm import ARCHITECTURE
+from densepath.engine.vllm import ARCHITECTURE, HYBRID_ARCHITECTURE
 from densepath.engine.vllm.environment import cpu_build
 from densepath.errors import InvalidRequestError
 
@@ -45,6 +46,8 @@ def engine_arguments(
     if options.dtype != "auto":
         dtypes = (_DTYPES.get(options.dtype, options.dtype),) * 2
     config = json.loads((sft / "config.json").read_text())
+    architectures = config["architectures"]
+    hybrid = any(is_hybrid(name) for name in architectures)
     arguments: dict[str, Any] = {
         "model": str(sft),
         "runner": "pooling",
@@ -55,8 +58,8 @@ def engine_arguments(
         "enable_chunked_prefill": True,
         "scheduler_cls": "densepath.engine.vllm.scheduler.PairScheduler",
         "hf_overrides": {
-            "architectures": [ARCHITECTURE],
-            "densepath_sft_architectures": config["architectures"],
+            "architectures": [HYBRID_ARCHITECTURE if hybrid else ARCHITECTURE],
+            "densepath_sft_architectures": architectures,
             "densepath_reference": str(reference),
             "densepath_reference_dtype": dtypes[1],
         },
@@ -85,6 +88,24 @@ def engine_arguments(
 def computed_dtypes(arguments: dict[str, Any]) -> tuple[str, str]:
     """Torch's names of the dtypes in which the SFT and the reference are computed."""
     return arguments["dtype"], arguments["hf_overrides"]["densepath_reference_dtype"]
+
+
+def is_hybrid(architecture: str) -> bool:
+    """Whether vLLM's class of this name has layers that keep a state.
+
+    The source of the class says so. vLLM's own answer takes a process of 10 to 25 seconds at the first start
+    of an architecture, because importing the class here could initialise CUDA.
+    """
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    known = ModelRegistry.models.get(architecture)
+    if known is None:
+        return False
+    loaded = getattr(known, "model_cls", None)
+    module = find_spec(loaded.__module__ if loaded else known.module_name)
+    if module is None or module.origin is None:
+        return False
+    return "IsHybrid" in Path(module.origin).read_text(encoding="utf-8")
 
 
 def _step(dtypes: tuple[str, str], context_length: int, options: EngineOptions) -> dict[str, int]:

@@ -9,24 +9,33 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.model_executor.layers.mamba.mamba_mixer import MambaMixer
 
+from densepath.engine.vllm.environment import cpu_build
 from densepath.engine.vllm.reasons import reason_of
 
+#: A layer that needs one of these has no kernel for a CPU.
+GPU_LIBRARIES = ("triton", "cutlass")
 
-def check_layers(layers: list[Any], side: str, dtype: torch.dtype) -> None:
+
+def check_layers(layers: list[Any], side: str, dtype: torch.dtype, *, states: bool) -> None:
     """Raise ValueError for a layer of one side that the engine cannot run, and say what would be right.
 
-    `layers` are those that vLLM knows by name. Without this check, the CPU's attention fails at the first
-    request.
+    `layers` are those that vLLM knows by name. `states` says whether vLLM keeps the states of layers.
+    Without this check, the CPU's attention fails at the first request.
     """
     for layer in layers:
         if not isinstance(layer, AttentionLayerBase):
             continue
         if isinstance(layer, MambaBase):
-            raise ValueError(  # noqa: TRY004  # a model is at fault, not an argument
-                f"the {side} has state-space or linear attention layers ({type(layer).__name__}): the pair "
-                "runs models whose layers all attend over keys and values"
-            )
+            if not states:
+                raise ValueError(
+                    f"the {side} has layers that keep a state ({type(layer).__name__}): such a model is "
+                    "served with one of the same architecture"
+                )
+            if isinstance(layer, MambaMixer) and cpu_build():
+                raise ValueError(f"the {side} has Mamba 1 layers, and vLLM has no kernel of them for a CPU")
+            continue
         backend, head_size = layer.get_attn_backend(), getattr(layer, "head_size", None)
         if head_size is not None and not backend.supports_head_size(head_size):
             sizes = ", ".join(map(str, backend.get_supported_head_sizes()))
@@ -42,6 +51,26 @@ def check_layers(layers: list[Any], side: str, dtype: torch.dtype) -> None:
             )
 
 
+def name_layers(compilation_config: Any, side: str, names: list[str]) -> None:
+    """Put the side before each of these names that lacks it. vLLM finds a layer by its name at each step.
+
+    Some classes of vLLM name layers without the prefix that they are given. Both models would have them.
+    """
+    layers = compilation_config.static_forward_context
+    for name in names:
+        if name.startswith(f"{side}."):
+            continue
+        layer = layers.pop(name)
+        for attribute in ("layer_name", "prefix"):
+            if getattr(layer, attribute, None) == name:
+                setattr(layer, attribute, f"{side}.{name}")
+        layers[f"{side}.{name}"] = layer
+    compilation_config.static_all_moe_layers[:] = [
+        f"{side}.{name}" if name in names and not name.startswith(f"{side}.") else name
+        for name in compilation_config.static_all_moe_layers
+    ]
+
+
 @contextmanager
 def built_side(
     vllm_config: Any, side: str, dtype: torch.dtype, quantisation: str | None
@@ -52,14 +81,14 @@ def built_side(
     The list is filled after the block, with the layers of this side that vLLM knows by name.
     """
     layers = vllm_config.compilation_config.static_forward_context
-    before = set(layers)  # a class may give its layers names without the side's prefix
+    before = set(layers)
     mine: list[Any] = []
     try:
         yield mine
     except Exception as error:
         reason = reason_of(error)
-        if "Duplicate layer name" in reason:
-            reason += " (it cannot tell two models of this architecture apart in one engine)"
+        if cpu_build() and any(word in reason for word in GPU_LIBRARIES):
+            reason += " (vLLM runs one of its layers on a GPU only)"
         if quantisation is not None:
             reason = reason.partition(" Reasons: ")[0].partition(" Must be one of ")[0].rstrip(".")
             raise ValueError(
@@ -67,5 +96,6 @@ def built_side(
                 f"{reason}; serve the full-precision checkpoint"
             ) from error
         raise ValueError(f"vLLM cannot build the {side}: {reason}") from error
+    name_layers(vllm_config.compilation_config, side, [name for name in layers if name not in before])
     mine += [layer for name, layer in layers.items() if name not in before]
-    check_layers(mine, side, dtype)
+    check_layers(mine, side, dtype, states=vllm_config.cache_config.mamba_block_size is not None)

@@ -17,10 +17,12 @@ from vllm.model_executor.models.utils import maybe_prefix
 from vllm.transformers_utils.config import get_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from densepath.engine.vllm.classes import vllm_class
 from densepath.engine.vllm.layers import built_side
 from densepath.engine.vllm.longrope import LongRope, ShortSequences
 from densepath.engine.vllm.pooler import PairPooler
 from densepath.engine.vllm.sides import check_kernels, prepare_for, quantisation_of, side_config
+from densepath.engine.vllm.text_only import load_class
 
 REFERENCE = "densepath_reference."  # marks the reference's tensors in the stream of weights
 
@@ -69,11 +71,14 @@ class DensepathPair(nn.Module):
             name: str, config: Any, architectures: list[str], directory: str, dtype: torch.dtype
         ) -> Any:
             own_prefix = maybe_prefix(prefix, name)
+            architectures = [vllm_class(config, each) for each in architectures]
             with (
                 built_side(vllm_config, name, dtype, quantisation_of(config)) as layers,
                 set_model_tag(f"densepath_{name}"),  # two compiled graphs
                 set_default_torch_dtype(dtype),
             ):
+                for architecture in architectures:
+                    load_class(architecture)
                 side = side_config(
                     vllm_config, config, architectures, directory=directory, dtype=dtype, prefix=own_prefix
                 )

@@ -14,6 +14,9 @@ class PairScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped here
 
     The lookup itself is limited. Truncating the result of a full lookup would be wrong without any error for
     sliding windows, because their hits hold null blocks.
+
+    A hybrid can only start from a state that has been kept. So the first rollout of a prompt stops at the
+    last block of the prompt that others can share, and its state there is kept.
     """
 
     def _get_local_prefix_cache_hit(self, request: Any) -> tuple[Any, int, int, bool]:
@@ -25,4 +28,6 @@ class PairScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped here
             request.block_hashes, first_scored - 1
         )
         boundary = hit + uncached if uncached else 0
+        if self.need_mamba_block_aligned_split:
+            boundary = (first_scored - 1) // self.block_size * self.block_size
         return manager.create_kv_cache_blocks(blocks), hit, boundary, False
