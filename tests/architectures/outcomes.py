@@ -40,6 +40,21 @@ do not have the values that would hide a fault.
 The configs are as transformers saves them. Some lack a field that vLLM needs and that only a published
 config.json has. The refusal names that field, and a checkpoint that has it may be served.
 
+Hybrids keep a state in some layers: linear attention, Mamba 2, short convolutions. Their rollouts share a
+prompt too. The state is kept at the end of the last whole block before the first scored token, and the other
+rollouts wait one step for it. A block is larger than with other models, because it is as large as one state:
+64 tokens for the pairs below, and hundreds for published models. So the tokens of a prompt after its last
+whole block are computed again for each rollout, and a prompt that is shorter than one block is not shared.
+Both models must be of one architecture and in one dtype. On a GPU, hybrids were not run. On the CPU:
+
+- The linear attention of Qwen3-Next and Qwen3.5 is computed by a function of transformers, but in bfloat16 by
+  vLLM's kernel. This function is slow, and rounds: with chunks of 64 tokens and of 16 tokens, its
+  answers differ by up to 1e-4 nats. This is why these rows have larger differences than others.
+- transformers raises small time steps of Nemotron-H to `time_step_min`, and vLLM does not. Where a model has
+  such steps, the verified start refuses it.
+- Mamba 1 (Jamba), OLMo hybrid and Kimi Linear need kernels that vLLM has for GPUs only. vLLM has no class
+  for Bamba and for MiniMax.
+
 | architecture | class | kind | outcome | largest difference | what densepath says |
 |---|---|---|---|---|---|
 """

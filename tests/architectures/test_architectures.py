@@ -21,7 +21,13 @@ NAMES = list(ZOO) if WHOLE else SAMPLE
 WRITE = WHOLE == "write"
 #: Of float32 in another order of sums. Where a model's own error in float32 is larger, ROUGH has the bound.
 TOLERANCE = 2e-5
-ROUGH = {"Gemma 4 text": 5e-5, "Gemma 4": 1e-4, "Nemotron": 1e-4}
+ROUGH = {
+    "Gemma 4 text": 5e-5,
+    "Gemma 4": 1e-4,
+    "Nemotron": 1e-4,
+    # transformers' chunks of 64 and of 16 tokens differ by up to 1.2e-4 themselves.
+    **dict.fromkeys(("Qwen3-Next", "Qwen3.5", "Qwen3.5 MoE"), 2e-4),
+}
 
 
 @pytest.fixture(scope="module")

@@ -25,18 +25,19 @@ from densepath.engine.vllm.reasons import FILE, reason_of
 from densepath.errors import EngineStartError
 from live import finish, free_port
 
-from .other_checkpoints import HYBRID, make_other
+from .other_checkpoints import make_other
 from .test_vllm_pair import tiny_arguments
 
 pytestmark = pytest.mark.engine
 
 
 def test_serve_ends_with_one_sentence(tmp_path: Path) -> None:
-    """A hybrid, which the pair cannot hold: the engine process fails while it builds the models."""
-    sft = make_other(tmp_path / "sft", "granitemoehybrid", seed=1, **HYBRID)
-    reference = make_other(tmp_path / "reference", "granitemoehybrid", seed=2, **HYBRID)
+    """A hybrid that a CPU cannot run: the engine process fails while it builds the models."""
+    fields = {"num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1}
+    sft = make_other(tmp_path / "sft", "jamba", seed=1, **fields)
+    reference = make_other(tmp_path / "reference", "jamba", seed=2, **fields)
     error = ends(tmp_path, "serve", "--port", free_port(), "--sft", sft, "--reference", reference)
-    assert "the engine cannot start: the sft has state-space or linear attention layers" in error
+    assert "the engine cannot start: the sft has Mamba 1 layers" in error
 
 
 def test_score_and_check_end_with_the_same_sentence(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -141,10 +142,9 @@ async def test_what_a_worker_says(
 ) -> None:
     """With tensor parallelism the workers fail, and the engine process has only heard of it."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    window = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}
-    sft = make_other(tmp_path / "sft", "qwen2", **window)
+    sft = make_other(tmp_path / "sft", "llama", num_attention_heads=4)
     message = await why(sft, pair_dirs[1], tensor_parallel_size=2)
-    assert "Sliding window for some but all layers is not supported" in message
+    assert "the sft's attention heads have 16 dimensions" in message
     assert no_trace(capfd.readouterr().err)
 
 

@@ -139,7 +139,7 @@ async def test_a_head_size_that_ends_the_engine_at_its_first_request(
         for seed, name in enumerate(("sft", "reference"))
     )
     # Which would say so before anything is loaded.
-    monkeypatch.setattr(layers, "check_layers", lambda *_: None)
+    monkeypatch.setattr(layers, "check_layers", lambda *_, **__: None)
     with pytest.raises(InvalidPairError, match=r"cannot score a short sequence.*head_dim=16"):
         await verified(load_pair(*dirs, cache_dir=tmp_path))
 
