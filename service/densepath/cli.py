@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ import densepath
 from densepath.commands.settings import CheckSettings, ScoreSettings, ServeSettings
 from densepath.config import ENVIRONMENT, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
+from densepath.files import explain
 from densepath.garbage import collect_rarely
 from densepath.score.formats import ScoreFileError
 from densepath.trainer.errors import TrainerError
@@ -181,11 +182,19 @@ def main() -> None:
     try:
         app()
     except (DensepathError, ScoreFileError, TrainerError) as error:
-        say.print("[red]error[/red] ", end="")
-        say.print(str(error), markup=False, soft_wrap=True)
-        sys.exit(1 if isinstance(error, EngineStartError | InvalidPairError) else 2)
+        _end(str(error), 1 if isinstance(error, EngineStartError | InvalidPairError) else 2)
+    except OSError as error:
+        if (sentence := explain(error)) is None:
+            raise
+        _end(sentence, 2)
     except ModuleNotFoundError as error:
         say.print(f"[red]error[/red] this command needs the package {error.name}: install densepath with the")
         say.print("extras that have it, `densepath\\[cpu,train]` or `densepath\\[cuda,train]`;")
         say.print("in a clone, `make setup`.")
         sys.exit(2)
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    say.print("[red]error[/red] ", end="")
+    say.print(sentence, markup=False, soft_wrap=True)
+    sys.exit(status)

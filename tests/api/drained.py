@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densepath.api.app import create_app
+from densepath.api.listener import listening
 from densepath.api.served import Served
 from densepath.api.server import serve
 from densepath.api.service import Service
@@ -46,7 +47,8 @@ async def main(port: int, drain_seconds: float, sft: Path, reference: Path, cach
     served = Served(pair, load_tokenizer(pair), SlowScorer(64, gate))
     service = Service(served, start_unverified("it is a test"))
     app = create_app(service, engine="fake")
-    await serve(app, service, host="127.0.0.1", port=port, drain_seconds=drain_seconds)
+    with listening("127.0.0.1", port) as sockets:
+        await serve(app, service, sockets, drain_seconds=drain_seconds)
 
 
 if __name__ == "__main__":

@@ -152,9 +152,7 @@ def running(
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    server = build_server(
-        create_app(service, engine="fake", keys=ApiKeys(list(keys)), examples=examples), "127.0.0.1", port
-    )
+    server = build_server(create_app(service, engine="fake", keys=ApiKeys(list(keys)), examples=examples))
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
 

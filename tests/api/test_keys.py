@@ -11,6 +11,7 @@ import pytest
 from api.bodies import GOOD
 from api.running import Running, make_service, read_all, running
 from densepath.api.keys import ApiKeys
+from densepath.errors import InvalidRequestError
 from densepath.pair.pair import Pair
 
 KEY, OTHER = "k3y-of-the-trainer", "schlüssel-à"
@@ -177,8 +178,13 @@ def test_an_empty_key_file_is_an_error_and_not_an_open_door(tmp_path: Path) -> N
     file.write_text("# none yet\n\n")
     with pytest.raises(ValueError, match="has no key"):
         ApiKeys.from_file(file)
-    with pytest.raises(OSError, match="missing"):
+    with pytest.raises(InvalidRequestError, match="missing: there is no such file"):
         ApiKeys.from_file(tmp_path / "missing")
+    with pytest.raises(InvalidRequestError, match="it is a directory"):
+        ApiKeys.from_file(tmp_path)
+    file.write_bytes(b"k\xff\n")
+    with pytest.raises(InvalidRequestError, match="keys is not UTF-8 text"):
+        ApiKeys.from_file(file)
 
 
 def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_the_base_install_is_a_client(
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for line, reward_T in zip(lines, rewards, strict=True):
         np.testing.assert_allclose(line["rewards"], reward_T, rtol=0, atol=TOLERANCE)
-    assert "densepath[cpu,train]" in densepath("serve", "--demo", status=2)
+    assert "densepath[cpu,train]" in densepath("serve", "--demo", "--port", "0", status=2)
 
 
 def share_bytecode(fresh: Environment) -> None:

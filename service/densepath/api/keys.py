@@ -7,6 +7,7 @@ import hmac
 from pathlib import Path
 
 from densepath.errors import InvalidRequestError
+from densepath.files import explain
 
 
 class ApiKeys:
@@ -19,11 +20,17 @@ class ApiKeys:
     def from_file(cls, path: Path | None) -> ApiKeys:
         """One key per line. Blank lines and lines that begin with # are skipped.
 
-        Raises InvalidRequestError where the file has no key.
+        Raises InvalidRequestError where the file cannot be read or has no key.
         """
         if path is None:
             return cls([])
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InvalidRequestError(f"--api-key-file: {explain(error) or error}") from error
+        except UnicodeDecodeError:
+            raise InvalidRequestError(f"--api-key-file: {path} is not UTF-8 text") from None
+        lines = (line.strip() for line in text.splitlines())
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise InvalidRequestError(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 
 import structlog
@@ -37,12 +38,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def build_server(app: FastAPI, host: str, port: int) -> Server:
+def build_server(app: FastAPI) -> Server:
     """A server with the limits that only the server can set."""
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",
@@ -56,17 +55,21 @@ def build_server(app: FastAPI, host: str, port: int) -> Server:
     return Server(config)
 
 
-async def serve(app: FastAPI, service: Service, *, host: str, port: int, drain_seconds: float) -> None:
+async def serve(
+    app: FastAPI, service: Service, sockets: list[socket.socket], *, drain_seconds: float
+) -> None:
     """Load the pair while /livez already answers, serve until SIGTERM or SIGINT, drain, and return.
+
+    `sockets` are those of `densepath.api.listener`.
 
     Draining: /readyz answers 503 at once, requests in flight may finish within `drain_seconds`, and those
     that are left then are answered with 503 `draining`. A second signal ends the wait. Raises
     EngineUnavailableError when the engine has died: only a new process helps (docs/decisions/0004).
     """
     lifecycle = service.lifecycle
-    server = build_server(app, host, port)
+    server = build_server(app)
     async with _signals() as signals:
-        running = asyncio.ensure_future(server.serve())
+        running = asyncio.ensure_future(server.serve(sockets))
         loading = asyncio.ensure_future(lifecycle.start())
         asked = asyncio.ensure_future(signals.get())
         died = asyncio.ensure_future(lifecycle.died())

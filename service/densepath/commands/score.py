@@ -18,8 +18,9 @@ from densepath.client import AsyncClient, Client, Score, Scores
 from densepath.commands.settings import ScoreSettings
 from densepath.config import Verify
 from densepath.errors import InvalidRequestError
+from densepath.files import reserved_file
 from densepath.score.formats import Item, check_formats
-from densepath.score.resume import Counts, score_file
+from densepath.score.resume import Counts, check_files, score_file
 from densepath.show import reward_text
 
 ScoreChunk = Callable[[list[Item]], Scores]
@@ -29,19 +30,27 @@ def score_offline(settings: ScoreSettings, say: Console) -> Counts:
     """Score a file. Raises InvalidRequestError where it is not clear by what, or where results go."""
     if settings.output is None and not settings.show:
         raise InvalidRequestError("say where the results go: -o FILE, --show, or both")
-    if settings.output is not None:
-        check_formats(settings.source, settings.output)  # before anything is loaded
     has_pair = settings.demo or any((settings.sft, settings.reference, settings.pair))
     if has_pair == (settings.url is not None):
         raise InvalidRequestError(
             "give --url of a service, or a pair: both --sft and --reference, or --pair, or --demo"
         )
-    scorer = _by_pair(settings, say) if has_pair else _by_service(settings)
-    with scorer as (score_chunk, version), tempfile.TemporaryDirectory() as scratch, _bar(say) as bar:
+    if settings.output is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return _score(settings, Path(scratch) / "shown.jsonl", say)
+    check_formats(settings.source, settings.output)
+    with reserved_file(settings.output):
+        return _score(settings, settings.output, say)
+
+
+def _score(settings: ScoreSettings, output: Path, say: Console) -> Counts:
+    check_files(settings.source, output)  # before anything is loaded
+    scorer = _by_service(settings) if settings.url is not None else _by_pair(settings, say)
+    with scorer as (score_chunk, version), _bar(say) as bar:
         task = bar.add_task("scoring", total=None)
         return score_file(
             settings.source,
-            settings.output or Path(scratch) / "shown.jsonl",
+            output,
             score_chunk,
             model_version=version,
             on_score=_print if settings.show else lambda score: None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +14,14 @@ from densepath.commands.settings import ServeSettings
 
 
 def serve_pair(settings: ServeSettings, say: Console) -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM. The port is taken before anything is loaded."""
+    from densepath.api.listener import listening
+
+    with listening(settings.host, settings.port) as sockets:
+        _serve_pair(settings, sockets, say)
+
+
+def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Console) -> None:
     from densepath.api.app import create_app
     from densepath.api.keys import ApiKeys
     from densepath.api.served import Served
@@ -32,7 +40,7 @@ def serve_pair(settings: ServeSettings, say: Console) -> None:
     service = Service(served, start, limits=settings, traces=traces)
     examples = _demo_examples() if settings.demo else ()
     app = create_app(service, engine=settings.engine.value, keys=keys, examples=examples)
-    url = f"http://{settings.host}:{settings.port}"
+    url = f"http://{settings.host}:{sockets[0].getsockname()[1]}"
     say.print(f"loading the pair into the {settings.engine.value} engine: {url}")
 
     async def run() -> None:
@@ -40,9 +48,7 @@ def serve_pair(settings: ServeSettings, say: Console) -> None:
         if settings.demo:
             showing = asyncio.ensure_future(welcome(app, service, url, say, needs_key=bool(keys)))
         try:
-            await serve(
-                app, service, host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds
-            )
+            await serve(app, service, sockets, drain_seconds=settings.drain_seconds)
         finally:
             if showing is not None:
                 showing.cancel()

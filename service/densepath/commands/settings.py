@@ -76,7 +76,12 @@ class ScoreSettings(EngineOptions, PairSettings):
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="IN", help="File of items: .jsonl or .parquet.", exists=True, show_default=False
+            metavar="IN",
+            help="File of items: .jsonl or .parquet.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            show_default=False,
         ),
     ]
     output: Annotated[

@@ -30,7 +30,7 @@ from densepath.demo.show import stage_bars
 from densepath.demo.task import Example, draw, held_out
 from densepath.demo.verdict import Compared, compare, evaluation_table
 from densepath.errors import InternalError
-from densepath.files import whole_directory
+from densepath.files import reserved_directory, whole_directory, write_whole
 from densepath.pair import runs
 from densepath.rewards.kl import KL_COEFFICIENT
 from densepath.trainer import run_files
@@ -54,9 +54,12 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None = None) -> list[Compared]:
     """Run the method in `directory`. Prints its table, and where the report is."""
+    with reserved_directory(directory):
+        return _run_demo(directory, say, show, recipe or RECIPE)
+
+
+def _run_demo(directory: Path, say: Console, show: Console, recipe: Recipe) -> list[Compared]:
     begin = time.monotonic()
-    directory.mkdir(parents=True, exist_ok=True)
-    recipe = recipe or RECIPE
     say.rule("the base model: pretrained on a mixture of behaviours, most of them wrong")
     pretrain(directory / "base", recipe, say)
     files = write_files(directory, recipe)
@@ -80,7 +83,7 @@ def run_demo(directory: Path, say: Console, show: Console, recipe: Recipe | None
     for one in compared:
         show.print(one.table())
     show.print(table["note"], soft_wrap=True)
-    (directory / "dpr" / run_files.EVALUATION).write_text(json.dumps(table, indent=1))
+    write_whole(directory / "dpr" / run_files.EVALUATION, json.dumps(table, indent=1).encode())
     densepath(say, "report", directory / "dpr")
     say.print(f"{time.monotonic() - begin:.0f} s in total; all files are in {directory}", soft_wrap=True)
     return compared

@@ -12,6 +12,7 @@ from pathlib import Path
 from densepath.demo.recipe import Recipe
 from densepath.demo.store import Demo
 from densepath.demo.task import OPERATIONS, Example, draw
+from densepath.files import write_whole
 
 PROMPTS, HELD_OUT = "prompts.jsonl", "held-out.jsonl"
 #: The link's name, next to the demo's own directory, whose name depends on the recipe.
@@ -32,7 +33,7 @@ def publish(demo: Demo, recipe: Recipe | None = None) -> Path:
     }
     for name, of_file in rows.items():
         if not (demo.directory / name).exists():
-            write_rows(demo.directory / f".{name}.partial", of_file).replace(demo.directory / name)
+            write_rows(demo.directory / name, of_file)
     link = demo.directory.with_name(LINK)
     if not link.is_symlink() or os.readlink(link) != demo.directory.name:
         unfinished = link.with_name(f".{LINK}.partial")
@@ -50,5 +51,5 @@ def with_answer(example: Example) -> dict[str, object]:
 
 def write_rows(path: Path, rows: Iterable[object]) -> Path:
     """Write rows as JSONL. Returns the path."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -50,7 +51,9 @@ def build(directory: Path, progress: ProgressFn, recipe: Recipe | None = None) -
         if demo := read(directory, recipe):
             return demo
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise FileExistsError("the demo's directory holds something else: it must be empty or not exist")
+            raise FileExistsError(
+                errno.ENOTEMPTY, "the demo's directory holds something else", str(directory)
+            )
         with whole_directory(directory) as partial:
             _fill(partial, recipe, progress)
     demo = read(directory, recipe)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.errors import InvalidRequestError
+from densepath.files import require_free
 
 MANIFEST, BASE, FINAL = "manifest.json", "base", "final"
 
@@ -80,6 +81,7 @@ def _read_manifest(directory: Path) -> Any:
     if not directory.is_dir():
         raise InvalidRequestError(f"{directory} is not a directory: give a run of `densepath sft`")
     if not (directory / MANIFEST).is_file():
+        require_free(directory)
         if (directory / BASE).is_dir():  # a run writes this first
             raise InvalidRequestError(
                 f"{directory} is a run that did not finish: run `densepath sft` again with another --run"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,17 +31,22 @@ class ScoreFileError(ValueError):
 
 
 def count_items(source: Path) -> int:
-    """The number of items in the input."""
+    """The number of items in the input. Raises ScoreFileError or OSError if it cannot be read."""
     if source.suffix == ".parquet":
-        return int(_arrow().parquet.ParquetFile(source).metadata.num_rows)
+        with _reading_parquet(source) as file:
+            return int(file.metadata.num_rows)
     return sum(1 for _ in read_lines(source))
 
 
 def read_items(source: Path) -> Iterator[Item | InvalidItemError]:
-    """The items in order. A line that is not a JSON object is replaced by an error."""
+    """The items in order. A line that is not a JSON object is replaced by an error.
+
+    Raises ScoreFileError or OSError if the input cannot be read.
+    """
     if source.suffix == ".parquet":
-        for batch in _arrow().parquet.ParquetFile(source).iter_batches(batch_size=_ROWS):
-            yield from (without_nulls(row) for row in batch.to_pylist())
+        with _reading_parquet(source) as file:
+            for batch in file.iter_batches(batch_size=_ROWS):
+                yield from (without_nulls(row) for row in batch.to_pylist())
     else:
         yield from (_item(line, source, number) for number, line in read_lines(source))
 
@@ -99,6 +105,19 @@ def check_formats(source: Path, target: Path) -> None:
         raise ScoreFileError(f"the suffix of the output must be one of {', '.join(WRITERS)}")
     if ".parquet" in (source.suffix, target.suffix):
         _arrow()
+
+
+@contextmanager
+def _reading_parquet(source: Path) -> Iterator[Any]:
+    """The open file. Whichever error pyarrow raises about a damaged file becomes a ScoreFileError."""
+    arrow = _arrow()
+    source.open("rb").close()  # a file that cannot be opened is an OSError with its name
+    try:
+        with arrow.parquet.ParquetFile(source, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ScoreFileError(f"{source} cannot be read as Parquet: {reason}") from error
 
 
 def _item(line: bytes, source: Path, number: int) -> Item | InvalidItemError:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.chat.render import text_of
+from densepath.files import write_whole
 from densepath.trainer.types import Prompt
 
 AnswerRow = dict[str, Any]
@@ -91,4 +92,4 @@ def _lines(rows: Iterable[AnswerRow]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())

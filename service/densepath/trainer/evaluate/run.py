@@ -13,6 +13,7 @@ from rich.console import Console
 
 import densepath
 from densepath.errors import InvalidRequestError
+from densepath.files import require_directory
 from densepath.pair.adapters import whole_checkpoint
 from densepath.trainer.checking import Checker
 from densepath.trainer.evaluate.harness import require_harness, run_harness
@@ -64,6 +65,8 @@ def run_evaluation(settings: EvalSettings, say: Console, show: Console) -> None:
     if settings.held_out is None and settings.lm_eval is None:
         raise InvalidRequestError("give --held-out FILE, --lm-eval TASKS, or both")
     require_place(settings.output)
+    if settings.answers is not None:
+        require_directory(settings.answers)
     if settings.lm_eval is not None:
         require_harness()
     names = name_directories(settings.checkpoints)

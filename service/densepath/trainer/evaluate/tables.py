@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from densepath import files
 from densepath.errors import InvalidRequestError
-from densepath.files import write_whole
 
 GREEDY, SAMPLED = "greedy", "sampled"
 _HOW = (SAMPLED, GREEDY)
@@ -66,13 +66,16 @@ def progress_bar(say: Console) -> Progress:
 
 def require_place(path: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done."""
-    if path is not None and not path.resolve().parent.is_dir():
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
         raise InvalidRequestError(f"--output {path} is in a directory that does not exist: create it first")
+    files.require_place(path)
 
 
 def write_json(path: Path, report: Report) -> None:
     """Write the complete report as JSON."""
-    write_whole(path, json.dumps(report, ensure_ascii=False, indent=1, default=str).encode())
+    files.write_whole(path, json.dumps(report, ensure_ascii=False, indent=1, default=str).encode())
 
 
 def _title(report: Report) -> str:

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from densepath.files import commit_directory
+from densepath.files import commit_directory, naming
 from densepath.pair.checkpoint import CONFIG, GENERATION_CONFIG
 from densepath.pair.weights import INDEX, WEIGHTS
 from densepath.trainer.errors import RunError
@@ -61,11 +61,8 @@ def save_model(directory: Path, source: Path, weights: Held, workers: Workers) -
 
     All processes call it together, here and in `save_checkpoint`.
     """
-    partial = _begin(directory, workers)
-    _write_model(partial, source, weights, workers)
-    if workers.first:
-        _commit(partial, directory)
-    workers.wait()
+    with _filled(directory, workers) as partial:
+        _write_model(partial, source, weights, workers)
 
 
 def save_checkpoint(
@@ -73,15 +70,15 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, then remove all but the newest `keep`."""
     directory = folder / f"step-{step:06d}"
-    partial = _begin(directory, workers)
-    _write_model(partial, source, weights, workers)
-    writer = HuggingFaceStorageWriter(str(partial / OPTIMIZER), _files_of(moments), save_distributed=True)
-    _write(moments, writer, workers)
+    with _filled(directory, workers) as partial:
+        _write_model(partial, source, weights, workers)
+        writer = HuggingFaceStorageWriter(str(partial / OPTIMIZER), _files_of(moments), save_distributed=True)
+        _write(moments, writer, workers)
+        if workers.first:
+            files = {name: _size_and_hash(path) for name, path in _files(partial)}
+            manifest = {"step": step, "files": files}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     if workers.first:
-        files = {name: _size_and_hash(path) for name, path in _files(partial)}
-        manifest = {"step": step, "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _commit(partial, directory)
         for _, old in _found(folder)[keep:]:
             # First, so that a kill in between leaves no valid checkpoint.
             (old / MANIFEST).unlink(missing_ok=True)
@@ -126,19 +123,27 @@ def load_checkpoint(directory: Path, weights: Held, moments: Held, workers: Work
             )
 
 
-def _begin(directory: Path, workers: Workers) -> Path:
-    """An empty directory that every process can see."""
+@contextmanager
+def _filled(directory: Path, workers: Workers) -> Iterator[Path]:
+    """A directory that all processes fill, which becomes `directory` when the block ends without an error.
+
+    After an error, as on a full disk, it is removed, and what was there before stays.
+    """
     partial = directory.with_name(f".{directory.name}.partial")
-    if workers.first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    try:
+        with naming(directory):
+            if workers.first:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            workers.wait()
+            yield partial
+            if workers.first:
+                shutil.rmtree(directory, ignore_errors=True)  # a damaged checkpoint of the same step
+                commit_directory(partial, directory)
+    finally:
+        if workers.first:
+            shutil.rmtree(partial, ignore_errors=True)
     workers.wait()
-    return partial
-
-
-def _commit(partial: Path, directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)  # a damaged checkpoint of the same step
-    commit_directory(partial, directory)
 
 
 def _write_model(partial: Path, source: Path, weights: Held, workers: Workers) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import densepath
-from densepath.files import sync, write_whole
+from densepath.files import has_content, naming, sync, write_whole
 from densepath.jsonl import read_objects
 from densepath.trainer.errors import RunError
 from densepath.trainer.run_files import KIND, MANIFEST, METRICS, SAMPLES, Row
@@ -25,7 +25,7 @@ class Journal:
     def __init__(self, directory: Path, settings: Mapping[str, Any], pair: Mapping[str, Any]) -> None:
         """Raises RunError if the directory holds something else, or a run with other settings or pair."""
         self.directory = directory
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if directory.exists() and (not directory.is_dir() or has_content(directory)):
             self._manifest = self._read(settings, pair)
             return
         directory.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,8 @@ class Journal:
     def add(self, row: Row, samples: Sequence[Row]) -> None:
         """Append the figures of a step and some of its responses."""
         for name, lines in ((SAMPLES, samples), (METRICS, [row])):
-            with (self.directory / name).open("a", encoding="utf-8") as file:
+            path = self.directory / name
+            with naming(path), path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def sync(self) -> None:

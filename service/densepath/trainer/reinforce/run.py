@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from densepath.errors import InvalidRequestError
+from densepath.files import reserved_directory
 from densepath.integrations.alignment import AlignmentError, check_policy
 from densepath.pair.adapters import whole_checkpoint
 from densepath.pair.checkpoint import require_checkpoint
@@ -49,6 +50,8 @@ def train(settings: TrainSettings, say: Console) -> str:
     with ExitStack() as stack:
         workers = stack.enter_context(Workers())
         say = say if workers.first else Console(quiet=True)
+        if workers.first:
+            stack.enter_context(reserved_directory(settings.run))
         _check(settings, workers, say)
         merging = partial(say.print, markup=False, soft_wrap=True)
         settings = replace(settings, sft=whole_checkpoint(settings.sft, None, merging))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from densepath.files import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -128,7 +130,8 @@ def lower_axes(figure: Figure, upper: Axes, ylabel: str) -> Axes:
 
 def write_png(figure: Figure, path: Path) -> None:
     """Write the figure on a white background, with 200 dots per inch."""
-    figure.savefig(path, format="png", dpi=200, metadata={"Software": "densepath"})
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=200, metadata={"Software": "densepath"})
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.files import write_whole
 from densepath.show import NEGATIVE, POSITIVE
 from densepath.trainer.report.bias_charts import length_bias_chart, position_bias_chart
 from densepath.trainer.report.charts import PHASE_WORDS, step_charts, time_chart
@@ -52,7 +53,7 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
             "bias": [_show(chart, pictures) for chart in (length_bias_chart(run), position_bias_chart(run))],
         }
     page = output / "report.html"
-    page.write_text(_render(run, charts), encoding="utf-8")
+    write_whole(page, _render(run, charts).encode())
     return page
 
 

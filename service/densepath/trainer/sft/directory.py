@@ -1,4 +1,4 @@
-"""The run directory of `densepath sft`: creating, describing and showing it. `pair/runs.py` reads it."""
+"""The run directory of `densepath sft`: describing and showing it. `pair/runs.py` reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 import densepath
-from densepath.errors import InvalidRequestError
 from densepath.files import sync, write_whole
 from densepath.pair.runs import BASE, FINAL, MANIFEST, SftRun
 from densepath.trainer.sft.data import Ordered
@@ -23,15 +22,6 @@ from densepath.versions import installed_versions
 
 SNAPSHOTS = "snapshots"  # until the run is done
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-
-
-def make_directory(run: Path) -> None:
-    """Make the directory, and the one for snapshots in it. Raises InvalidRequestError if it exists."""
-    try:
-        run.mkdir(parents=True)
-        (run / SNAPSHOTS).mkdir()
-    except OSError as error:
-        raise InvalidRequestError(f"--run {run} cannot be made: {error.strerror}") from error
 
 
 def share_name(share: float) -> str:

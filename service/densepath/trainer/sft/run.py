@@ -19,13 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import set_seed
 
 from densepath.errors import InvalidRequestError
+from densepath.files import naming, require_free, reserved_directory
 from densepath.pair.checkpoint import WholeCheckpoint, require_checkpoint
 from densepath.pair.runs import BASE, FINAL, SftRun, read_sft_run
 from densepath.sequences import Sequence
 from densepath.trainer.quiet import quiet_libraries
 from densepath.trainer.sft.data import Ordered, order
 from densepath.trainer.sft.demonstrations import Demonstrations, read_demonstrations, split, to_columns
-from densepath.trainer.sft.directory import SNAPSHOTS, finish, make_directory, make_manifest, share_name
+from densepath.trainer.sft.directory import SNAPSHOTS, finish, make_manifest, share_name
 from densepath.trainer.sft.models import load_tokenizer, load_trainable, write_checkpoint
 from densepath.trainer.sft.settings import SftSettings
 from densepath.trainer.sft.snapshots import Snapshots, steps_at
@@ -43,27 +44,32 @@ def fine_tune(settings: SftSettings, say: Console) -> SftRun:
     demonstrations are wrong, and at the end, if SFT never has a lower validation loss than the base model;
     NonFiniteStepError if a loss is not finite.
     """
+    if settings.run.exists():
+        require_free(settings.run)
+        raise InvalidRequestError(f"--run {settings.run} exists: give a new directory, or remove this one")
+    with reserved_directory(settings.run), naming(settings.run), quiet_libraries():
+        _fill(settings, say)
+    return read_sft_run(settings.run)
+
+
+def _fill(settings: SftSettings, say: Console) -> None:
     base = _check(settings)
     max_length = settings.max_length or min(base.config.context_length, _LONGEST)
-    with quiet_libraries():
-        demonstrations = _read(settings, base.tokenizer.loaded, max_length, say)
-        ordered = order(demonstrations.learned, max_length, settings)
-        snapshots = _plan(settings, ordered)
-        make_directory(settings.run)
-        write_checkpoint(settings, {}, settings.run / BASE)
-        watch = _train(settings, ordered, demonstrations.held_out, snapshots, say)
-        steps = steps_at(settings.shares, watch.kept, ordered.samples_S)
-        for share, step in steps.items():
-            write_checkpoint(settings, snapshots.load(step), settings.run / share_name(share))
-        write_checkpoint(settings, snapshots.load(watch.kept), settings.run / FINAL)
+    demonstrations = _read(settings, base.tokenizer.loaded, max_length, say)
+    ordered = order(demonstrations.learned, max_length, settings)
+    snapshots = _plan(settings, ordered)
+    (settings.run / SNAPSHOTS).mkdir()
+    write_checkpoint(settings, {}, settings.run / BASE)
+    watch = _train(settings, ordered, demonstrations.held_out, snapshots, say)
+    steps = steps_at(settings.shares, watch.kept, ordered.samples_S)
+    for share, step in steps.items():
+        write_checkpoint(settings, snapshots.load(step), settings.run / share_name(share))
+    write_checkpoint(settings, snapshots.load(watch.kept), settings.run / FINAL)
     finish(settings.run, make_manifest(settings, demonstrations, ordered, watch, steps))
-    return read_sft_run(settings.run)
 
 
 def _check(settings: SftSettings) -> WholeCheckpoint:
     """Check everything that can be checked without loading the base model, and return it."""
-    if settings.run.exists():
-        raise InvalidRequestError(f"--run {settings.run} exists: give a new directory, or remove this one")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.cuda.device_count() > 1:
         raise InvalidRequestError(
             "densepath sft runs in one process on one GPU: start it without a launcher, "
