@@ -13,7 +13,7 @@ import densepath
 from densepath.commands.settings import CheckSettings, ScoreSettings, ServeSettings
 from densepath.config import ENVIRONMENT, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
-from densepath.files import explain
+from densepath.files import InUseError, explain
 from densepath.garbage import collect_rarely
 from densepath.score.formats import ScoreFileError
 from densepath.trainer.errors import TrainerError
@@ -186,7 +186,8 @@ def main() -> None:
     except OSError as error:
         if (sentence := explain(error)) is None:
             raise
-        _end(sentence, 2)
+        # Status 2 says that no second start helps. What is in use now may be free then.
+        _end(sentence, 1 if isinstance(error, InUseError) else 2)
     except ModuleNotFoundError as error:
         say.print(f"[red]error[/red] this command needs the package {error.name}: install densepath with the")
         say.print("extras that have it, `densepath\\[cpu,train]` or `densepath\\[cuda,train]`;")

@@ -1,4 +1,4 @@
-"""Files (rows 27 to 29 of the table of faults, and their relatives): locks, full disks, paths that are wrong.
+"""Files: locks, full disks (row 29 of the table of faults), damaged files (row 28), paths that are wrong.
 
 Two real processes compete for each lock. A limit of the size of files takes the place of a full disk: the
 kernel refuses the write in the same place.
@@ -104,14 +104,14 @@ def until_held(lock: Path, process: subprocess.Popen[str]) -> None:
 # --- two processes ------------------------------------------------------------------------------------------
 
 
-def test_row_27_two_scores_on_one_output(gated: Running, run: Run, tmp_path: Path) -> None:
+def test_two_scores_on_one_output(gated: Running, run: Run, tmp_path: Path) -> None:
     source, output = write_items(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
     words = ("score", source, "-o", output, "--url", f"http://127.0.0.1:{gated.port}")
     gated.now(gated.scorer.gate.clear)
     first = start(*words)
     until_held(tmp_path / ".out.jsonl.lock", first)
     status, said = run(*words)
-    assert status == 2
+    assert status == 1
     sentence = (
         f"error {output} is in use by process {first.pid}: wait until that process ends, or name another"
     )
@@ -156,7 +156,7 @@ def held_elsewhere(directory: Path) -> Iterator[int]:
         process.kill()
 
 
-def test_row_27_a_directory_that_another_process_fills(tmp_path: Path) -> None:
+def test_a_directory_that_another_process_fills(tmp_path: Path) -> None:
     directory, quiet = tmp_path / "run", Console(quiet=True)
     uses: list[Callable[[], Any]] = [
         lambda: fine_tune(SftSettings(base=tmp_path, demonstrations=tmp_path, run=directory), quiet),
@@ -185,7 +185,7 @@ while taken < 300:
 """
 
 
-def test_row_27_only_one_process_is_ever_inside(tmp_path: Path) -> None:
+def test_only_one_process_is_ever_inside(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CONTEND, str(tmp_path / "out")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in processes:
@@ -193,7 +193,7 @@ def test_row_27_only_one_process_is_ever_inside(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_row_27_a_lock_of_another_machine_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_of_another_machine_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with reserved_file(tmp_path / "out"):
         monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
         with (

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from densepath.client import Score, Scores
-from densepath.errors import InvalidItemError, ModelVersionMismatchError, OverloadedError
-from densepath.score.records import read_records
+from densepath.errors import InternalError, InvalidItemError, ModelVersionMismatchError, OverloadedError
+from densepath.score.records import append_record, read_records
 from densepath.score.resume import CHUNK_ITEMS, Counts, ScoreFileError, score_file
 from densepath.wire import unpack_answer
 
@@ -287,6 +289,93 @@ def test_a_partial_file_of_something_else_is_refused(
     assert scorer.chunks == []
     if not change:
         assert partial(target).read_bytes() == before
+
+
+def records(path: Path) -> list[tuple[int, int]]:
+    """Where each record of a partial file begins and ends; the first says what the others belong to."""
+    ends = [0]
+    with path.open("rb") as file:
+        for _ in read_records(file):
+            ends.append(file.tell())
+    return list(itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize("fault", ["lost", "twice", "swapped", "flipped"])
+def test_a_record_that_is_not_in_its_place_is_scored_again(source: Path, tmp_path: Path, fault: str) -> None:
+    target = tmp_path / "out.jsonl"
+    with pytest.raises(OverloadedError):
+        score_file(source, target, Scorer(dies_at=1), model_version="v1")
+    data, places = partial(target).read_bytes(), records(partial(target))
+    parts = [data[begin:end] for begin, end in places]
+    if fault == "lost":
+        del parts[51]
+    elif fault == "twice":
+        parts.insert(51, parts[50])
+    elif fault == "swapped":
+        parts[51], parts[52] = parts[52], parts[51]
+    else:
+        parts[51] = parts[51][:-1] + bytes([parts[51][-1] ^ 1])  # a bit of a reward
+    partial(target).write_bytes(b"".join(parts))
+    again = Scorer()
+    assert score_file(source, target, again, model_version="v1") == Counts(scored=N, failed=0)
+    assert again.seen == [f"i{n}" for n in range(50, N)]
+    check_all(target)
+
+
+def test_an_input_that_changes_while_it_is_scored_is_no_success(source: Path, tmp_path: Path) -> None:
+    """The size and the first megabyte stay as they were."""
+    target = tmp_path / "out.jsonl"
+    source.write_text(json.dumps(item(0) | {"pad": "x" * (1 << 20)}) + "\n" + source.read_text())
+
+    def score(items: Chunk) -> Scores:
+        source.write_text(source.read_text().replace("i599", "j599"))
+        return fake_scores(items)
+
+    with pytest.raises(ScoreFileError, match="was changed while it was scored: remove"):
+        score_file(source, target, score, model_version="v1")
+    assert not target.exists()
+
+
+def change_id(scores: list[Score]) -> None:
+    scores[3] = replace(scores[3], id="another")
+
+
+def swap(scores: list[Score]) -> None:
+    scores[3], scores[4] = scores[4], scores[3]
+
+
+@pytest.mark.parametrize("change", [change_id, swap, list.pop])
+def test_scores_of_other_items_are_no_results(
+    source: Path, tmp_path: Path, change: Callable[[list[Score]], Any]
+) -> None:
+    target = tmp_path / "out.jsonl"
+
+    def score(items: Chunk) -> Scores:
+        scores = list(fake_scores(items))
+        change(scores)
+        return Scores(tuple(scores), "v1", {})
+
+    with pytest.raises(
+        InternalError, match=r"has the id of another item|256 items were sent, and 255 scores"
+    ):
+        score_file(source, target, score, model_version="v1")
+    assert not target.exists()
+
+
+def test_a_result_that_is_lost_at_the_end_is_no_success(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out.jsonl"
+
+    def lossy(file: BinaryIO, result: dict[str, Any]) -> None:
+        if result.get("index") != 400:
+            append_record(file, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("densepath.score.resume.append_record", lossy)
+        with pytest.raises(ScoreFileError, match="does not have the result of item 400 in its place"):
+            score_file(source, target, Scorer(), model_version="v1")
+    assert not target.exists()
 
 
 def test_another_pair_version_stops_the_job(source: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def assert_whole(folder: Path) -> int:
     return step
 
 
-def test_killed_at_every_write(folder: Path, pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_row_27_killed_at_every_write(folder: Path, pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
     seen, at = set(), 0
     while True:
         at += 1
@@ -76,7 +76,7 @@ def test_the_newest_are_kept(folder: Path, pair_dirs: tuple[Path, Path]) -> None
     assert assert_whole(folder) == 1_000_000
 
 
-def test_a_damaged_one_is_passed_over_and_said(folder: Path) -> None:
+def test_row_28_a_damaged_one_is_passed_over_and_said(folder: Path) -> None:
     rng = random.Random(0)
     files = sorted(path for path in (folder / "step-000002").rglob("*") if path.is_file())
     for trial in range(25):
@@ -99,7 +99,7 @@ def test_a_damaged_one_is_passed_over_and_said(folder: Path) -> None:
     assert assert_whole(folder) == 2
 
 
-def test_a_file_that_is_missing_is_named(folder: Path) -> None:
+def test_row_28_a_file_that_is_missing_is_named(folder: Path) -> None:
     (moments,) = (folder / "step-000002" / "optimizer").iterdir()
     moments.unlink()
     said: list[str] = []
@@ -109,7 +109,7 @@ def test_a_file_that_is_missing_is_named(folder: Path) -> None:
     assert f"optimizer/{moments.name} is missing" in said[0]
 
 
-def test_all_damaged_is_an_error_and_no_new_start(folder: Path) -> None:
+def test_row_28_all_damaged_is_an_error_and_no_new_start(folder: Path) -> None:
     for step in (1, 2):
         (folder / f"step-{step:06d}" / "model.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match="all 2 checkpoints"):
@@ -120,18 +120,21 @@ def test_none_is_none(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nothing", silent) is None
 
 
-def test_a_full_disk_leaves_the_old_ones(
-    folder: Path, pair_dirs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full(*_: object, **named: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+
+@pytest.mark.parametrize("place", ["os.fsync", "safetensors.torch.save", "shutil.copyfile"])
+def test_row_29_a_full_disk_leaves_the_old_ones(
+    place: str, folder: Path, pair_dirs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        patch.setattr(place, full)
+        with pytest.raises(OSError, match="No space") as caught:
             save(folder, pair_dirs[0], 3, keep=1)
-    assert assert_whole(folder) == 2
+    assert caught.value.filename == str(folder / "step-000003")
     assert sorted(path.name for path in folder.iterdir()) == ["step-000001", "step-000002"]
+    assert assert_whole(folder) == 2
 
 
 def test_a_large_model_is_several_files(

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from densepath.files import LOCK, InUseError
+from densepath.trainer.errors import ServiceAwayError
+from densepath.trainer.reinforce.run import train
 from densepath.trainer.reinforce.settings import TrainSettings
 from densepath.trainer.rollouts.engines import RolloutEngine
 from live import free_port, start, wait_ready
@@ -89,6 +93,22 @@ def kill_until_done(broken: TrainSettings, rng: random.Random, log: Path) -> int
         kills, longest = kills + 1, longest * 1.05
 
 
+def test_two_trainers_on_one_run(ending_pair: tuple[Path, Path], prompts_file: Path, tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    given = settings(tmp_path / "run", nobody, ending_pair[0], prompts_file)
+    process = spawn(run, given, tmp_path / "log")
+    try:
+        until(lambda: holder(given.run) == str(process.pid), process)
+        with pytest.raises(InUseError, match=f"run is in use by process {process.pid}: wait until"):
+            train(given, Console(quiet=True))
+    finally:
+        process.kill()
+        process.join()
+    with pytest.raises(ServiceAwayError):  # the first was killed, and holds nothing
+        train(replace(given, wait_seconds=0.1), Console(quiet=True))
+    assert list(given.run.iterdir()) == []
+
+
 def test_more_steps_later_are_the_same_as_at_once(
     service: str, ending_pair: tuple[Path, Path], prompts_file: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +158,11 @@ def test_a_service_killed_in_the_middle_loses_and_doubles_no_step(
     assert "the service answers again" in log.read_text()
     assert rows(hit.run) == rows(clean.run)
     assert weights(hit.run) == weights(clean.run)
+
+
+def holder(directory: Path) -> str:
+    lock = directory / LOCK
+    return lock.read_text().partition(" ")[0] if lock.exists() else ""
 
 
 def metrics(directory: Path) -> list[str]:
