@@ -13,7 +13,8 @@ import densepath
 from densepath.commands.settings import CheckSettings, ScoreSettings, ServeSettings
 from densepath.config import ENVIRONMENT, takes
 from densepath.errors import DensepathError, EngineStartError, InvalidPairError
-from densepath.files import InUseError, explain
+from densepath.file_errors import explain
+from densepath.files import InUseError
 from densepath.garbage import collect_rarely
 from densepath.score.formats import ScoreFileError
 from densepath.trainer.errors import TrainerError
@@ -183,11 +184,12 @@ def main() -> None:
         app()
     except (DensepathError, ScoreFileError, TrainerError) as error:
         _end(str(error), 1 if isinstance(error, EngineStartError | InvalidPairError) else 2)
+    except InUseError as error:
+        _end(str(error), 1)  # 2 says that a second start does not help; what is in use may be free then
     except OSError as error:
         if (sentence := explain(error)) is None:
             raise
-        # Status 2 says that no second start helps. What is in use now may be free then.
-        _end(sentence, 1 if isinstance(error, InUseError) else 2)
+        _end(sentence, 2)
     except ModuleNotFoundError as error:
         say.print(f"[red]error[/red] this command needs the package {error.name}: install densepath with the")
         say.print("extras that have it, `densepath\\[cpu,train]` or `densepath\\[cuda,train]`;")

@@ -203,6 +203,36 @@ def test_a_lock_of_another_machine_names_it(tmp_path: Path, monkeypatch: pytest.
             pass
 
 
+FORK = """
+import os, socket, sys
+from pathlib import Path
+from densepath.api.listener import listening
+from densepath.files import reserved_file
+path, (mine, its) = Path(sys.argv[1]), socket.socketpair()
+with reserved_file(path), listening("127.0.0.1", 0) as sockets:
+    address = sockets[0].getsockname()
+    child = os.fork()
+    if child == 0:
+        mine.close()  # so that it ends with its parent
+        its.send(b"it runs")
+        its.recv(1)
+        os._exit(0)
+    mine.recv(7)
+with reserved_file(path), socket.create_server(address):
+    pass
+mine.send(b"x")
+os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_child_keeps_neither_a_lock_nor_a_port(tmp_path: Path) -> None:
+    """As the engine's process may be: it can outlive its parent by a moment."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 # --- a full disk --------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import hmac
 from pathlib import Path
 
 from densepath.errors import InvalidRequestError
-from densepath.files import explain
+from densepath.file_errors import explain
 
 
 class ApiKeys:

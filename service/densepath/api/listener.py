@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from densepath.errors import InvalidRequestError
+from densepath.forks import closed_in_forks
 
 _BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's own
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -31,6 +32,7 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
                 listener = opened.enter_context(socket.socket(family, kind, protocol))
+                opened.enter_context(closed_in_forks(listener))  # an engine may be forked
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -20,7 +20,8 @@ import numpy as np
 from densepath.client.answers import renumbered
 from densepath.client.results import Score, Scores
 from densepath.errors import InternalError, InvalidItemError, ModelVersionMismatchError
-from densepath.files import naming, whole_file
+from densepath.file_errors import naming
+from densepath.files import whole_file
 from densepath.score.formats import (
     WRITERS,
     Item,

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import densepath
 from densepath.errors import InvalidRequestError
-from densepath.files import require_directory
+from densepath.file_errors import require_directory
 from densepath.pair.adapters import whole_checkpoint
 from densepath.trainer.checking import Checker
 from densepath.trainer.evaluate.harness import require_harness, run_harness

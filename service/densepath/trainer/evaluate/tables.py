@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from densepath import files
+from densepath import file_errors
 from densepath.errors import InvalidRequestError
+from densepath.files import write_whole
 
 GREEDY, SAMPLED = "greedy", "sampled"
 _HOW = (SAMPLED, GREEDY)
@@ -70,12 +71,12 @@ def require_place(path: Path | None) -> None:
         return
     if not path.resolve().parent.is_dir():
         raise InvalidRequestError(f"--output {path} is in a directory that does not exist: create it first")
-    files.require_place(path)
+    file_errors.require_place(path)
 
 
 def write_json(path: Path, report: Report) -> None:
     """Write the complete report as JSON."""
-    files.write_whole(path, json.dumps(report, ensure_ascii=False, indent=1, default=str).encode())
+    write_whole(path, json.dumps(report, ensure_ascii=False, indent=1, default=str).encode())
 
 
 def _title(report: Report) -> str:

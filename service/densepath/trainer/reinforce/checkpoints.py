@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from densepath.files import commit_directory, naming
+from densepath.file_errors import naming
+from densepath.files import commit_directory
 from densepath.pair.checkpoint import CONFIG, GENERATION_CONFIG
 from densepath.pair.weights import INDEX, WEIGHTS
 from densepath.trainer.errors import RunError

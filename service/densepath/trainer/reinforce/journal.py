@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import densepath
-from densepath.files import has_content, naming, sync, write_whole
+from densepath.file_errors import naming
+from densepath.files import has_content, sync, write_whole
 from densepath.jsonl import read_objects
 from densepath.trainer.errors import RunError
 from densepath.trainer.run_files import KIND, MANIFEST, METRICS, SAMPLES, Row

@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import set_seed
 
 from densepath.errors import InvalidRequestError
-from densepath.files import naming, require_free, reserved_directory
+from densepath.file_errors import naming
+from densepath.files import require_free, reserved_directory
 from densepath.pair.checkpoint import WholeCheckpoint, require_checkpoint
 from densepath.pair.runs import BASE, FINAL, SftRun, read_sft_run
 from densepath.sequences import Sequence
