@@ -59,7 +59,7 @@ def require_directory(directory: Path) -> None:
 def explain(error: OSError) -> str | None:
     """One sentence about a fault of the file system that a user can mend; None for any other error."""
     words = _WORDS.get(error.errno or 0)
-    return words and f"{error.filename or 'a file'}: {words}"
+    return words and f"{error.filename or error.strerror}: {words}"
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from densepath.demo.show import stage_bars
 from densepath.demo.task import Example, draw, held_out
 from densepath.demo.verdict import Compared, compare, evaluation_table
 from densepath.errors import InternalError
-from densepath.files import reserved_directory, whole_directory, write_whole
+from densepath.files import require_free, reserved_directory, whole_directory, write_whole
 from densepath.pair import runs
 from densepath.rewards.kl import KL_COEFFICIENT
 from densepath.trainer import run_files
@@ -141,6 +141,7 @@ def _sft(
     if (run / runs.MANIFEST).is_file():
         say.print(f"{run} already exists", soft_wrap=True)
         return
+    require_free(run)
     shutil.rmtree(run, ignore_errors=True)  # what a killed run left
     densepath(
         say,
