@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from densepath.client import AsyncClient, Client, Score, Scores
+from densepath.client import AsyncClient, Client, Score, Scores, replicas
 from densepath.errors import DensepathError, InvalidItemError, ModelVersionMismatchError
 from densepath.wire import MEDIA_TYPE, pack_answer, unpack_request
 
@@ -171,6 +171,12 @@ class Blocking:
         return self._runner.run(self._client.tokenize(text))
 
 
+@pytest.fixture(autouse=True)
+def no_memory_of_other_tests() -> None:
+    """All clients of a process share what they know of a URL."""
+    replicas._replica.cache_clear()
+
+
 @pytest.fixture
 def service() -> FakeService:
     return FakeService()
@@ -214,7 +220,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr("densepath.client.patience.monotonic", lambda: clock.now)
-    monkeypatch.setattr("densepath.client.replicas.monotonic", lambda: clock.now)
+    monkeypatch.setattr("densepath.client.gate.monotonic", lambda: clock.now)
+    monkeypatch.setattr("densepath.client.retry.monotonic", lambda: clock.now)
     monkeypatch.setattr("time.sleep", clock.sleep)
     monkeypatch.setattr("asyncio.sleep", clock.sleep_async)
     return clock

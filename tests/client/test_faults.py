@@ -22,7 +22,7 @@ from api.running import Running, make_service, pair, running
 from client.conftest import Blocking
 from client.fault_proxy import Fault, FaultProxy, fault_proxy, unavailable
 from densepath.client import Client, Scores
-from densepath.client.patience import REQUESTS_A_RETRY, RETRIES
+from densepath.client.gate import REQUESTS_A_RETRY, RETRIES
 from densepath.config import Limits
 from densepath.errors import DeadlineExceededError, DensepathError, UnavailableError
 from densepath.pair.pair import Pair
@@ -66,7 +66,7 @@ def direct(served: Running) -> Scores:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densepath.client.retry._JITTER_SECONDS", 0.0)
+    monkeypatch.setattr("densepath.client.gate._JITTER_SECONDS", 0.0)
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def test_a_storm_with_a_deadline_spends_the_budget(
     proxy.faults = [Fault(), *STORM * 1000]
     outcome = score(open_client, proxy, deadline=60)
     assert isinstance(outcome, UnavailableError)
-    assert "retry budget of this call is spent" in outcome.message
+    assert "retry budget of 127.0.0.1" in outcome.message
     assert isinstance(outcome.__cause__, UnavailableError)
 
 

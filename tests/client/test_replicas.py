@@ -201,7 +201,7 @@ async def test_each_replica_has_its_own_requests_under_way_and_their_failures_ar
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("densepath.client.replicas.monotonic", lambda: now)
+    monkeypatch.setattr("densepath.client.gate.monotonic", lambda: now)
     for service in cluster.services.values():
         service.limits["max_items"] = 1
     under_way: Counter[str] = Counter()
@@ -238,7 +238,7 @@ def test_a_replica_is_left_alone_for_its_retry_after(client: Any, cluster: Clust
     assert cluster.homes(client, [PROMPTS[0]]) != [home]
     clock.now += 19.9
     assert cluster.homes(client, [PROMPTS[0]]) != [home]
-    clock.now += 0.2
+    clock.now += 0.4  # the random time comes on top
     assert cluster.homes(client, [PROMPTS[0]]) == [home]
 
 
@@ -248,9 +248,8 @@ def test_where_all_fail_they_are_tried_again_after_waits(client: Any, cluster: C
     with pytest.raises(UnavailableError, match=r"ConnectError, [abc]:8000"):
         client.score([PROMPTS[0]])
     assert set(cluster.asked[:3]) == {"a", "b", "c"}
-    assert clock.naps[:2] == [0, 0]
-    assert sum(nap > 0 for nap in clock.naps) == ATTEMPTS - 1
-    assert len(cluster.asked) <= 3 * ATTEMPTS
+    assert len(cluster.asked) == 3 * ATTEMPTS
+    assert len(clock.naps) <= 3 * (ATTEMPTS - 1)  # the first failures of each are not waited for
 
 
 def test_the_one_that_comes_back_answers_what_waits(client: Any, cluster: Cluster, clock: Any) -> None:

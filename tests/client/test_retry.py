@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from densepath.client.patience import REQUESTS_A_RETRY, RETRIES
+from densepath.client.gate import REQUESTS_A_RETRY, RETRIES
 from densepath.client.retry import ATTEMPTS
 from densepath.errors import (
     BY_CODE,

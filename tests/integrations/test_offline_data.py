@@ -112,7 +112,7 @@ def test_a_bad_row_and_columns_that_are_none_are_errors(tiny_service: str) -> No
 
 
 def test_a_service_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densepath.client.retry._JITTER_SECONDS", 0.0)
+    monkeypatch.setattr("densepath.client.gate._JITTER_SECONDS", 0.0)
     with pytest.raises(UnavailableError):
         ScoreColumns("http://127.0.0.1:9")
 

@@ -135,9 +135,9 @@ async def test_another_tokenizer_is_refused_before_anything_is_sampled(
 
 
 def test_without_a_service_no_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from densepath.client import patience
+    from densepath.client import gate
 
-    monkeypatch.setattr(patience, "RETRIES", 0)
+    monkeypatch.setattr(gate, "_JITTER_SECONDS", 0.0)
     with pytest.raises(UnavailableError):
         load_agent(f"http://127.0.0.1:{free_port()}", monkeypatch)
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from checkpoints import make_tokenizer
 from densepath import Client
-from densepath.client import retry
+from densepath.client import gate
 from densepath.errors import InvalidRequestError, UnavailableError
 from densepath.integrations.alignment import AlignmentError
 from densepath.integrations.trl import DenseReward
@@ -296,7 +296,7 @@ def test_another_tokenizer_is_refused_before_anything_is_sampled(
 def test_a_service_that_dies_stops_the_run(
     dense: bool, tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "_JITTER_SECONDS", 0.0)
+    monkeypatch.setattr(gate, "_JITTER_SECONDS", 0.0)
     sft, reference = tiny_pair
     log = tmp_path / "log"
     options = ("--sft", sft, "--reference", reference, "--engine", "transformers")

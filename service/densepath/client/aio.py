@@ -9,11 +9,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-import stamina
 
 from densepath.client.answers import Answer
-from densepath.client.core import TIMEOUT, Core, Progress, ScoreCall
-from densepath.client.exchange import Exchange
+from densepath.client.core import READY_SECONDS, TIMEOUT, Core, Progress, ScoreCall
+from densepath.client.exchange import Exchange, Incoming, Reply
 from densepath.client.items import Item
 from densepath.client.patience import Patience
 from densepath.client.plan import OnError, Options
@@ -136,8 +135,10 @@ class AsyncClient:
 
     async def _is_ready(self, replica: Replica) -> bool:
         try:
-            return (await self._http.get(f"{replica.url}/readyz")).status_code == 200
-        except httpx.RequestError:
+            url = f"{replica.url}/readyz"
+            async with asyncio.timeout(READY_SECONDS), self._http.stream("GET", url) as response:
+                return response.status_code == 200
+        except (httpx.RequestError, TimeoutError):
             return False
 
     async def _finish(self, call: ScoreCall, patience: Patience, slots: Slots) -> Scores:
@@ -156,10 +157,20 @@ class AsyncClient:
 
     async def _send(self, exchange: Exchange[T], patience: Patience) -> T:
         sending = Sending(exchange, patience)
-        async for attempt in stamina.retry_context(sending, attempts=None, timeout=None):
-            with attempt, sending.attempt(self._http.timeout) as request:
-                return exchange.read(await self._http.request(**request))
-        raise AssertionError("the last attempt returns or raises")
+        while True:
+            while wait := sending.wait():  # noqa: ASYNC110  # clients of other loops and threads open the gate
+                await asyncio.sleep(wait)
+            with sending.attempt(self._http.timeout) as request:
+                async with asyncio.timeout(patience.left()):
+                    reply = await self._receive(request, exchange, patience)
+                return exchange.read(reply)
+
+    async def _receive(self, request: dict[str, Any], exchange: Exchange[Any], patience: Patience) -> Reply:
+        async with self._http.stream(**request) as response:
+            incoming = Incoming(response, exchange, patience)
+            async for part in response.aiter_bytes():
+                incoming.add(part)
+            return incoming.whole()
 
 
 def _slots() -> Slots:

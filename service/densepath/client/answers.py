@@ -7,12 +7,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 
+from densepath.client.exchange import Reply
 from densepath.client.items import AnyItem, JsonItem, SpanItem, TokenItem
 from densepath.client.plan import Options
 from densepath.client.results import Float32, Int64, Score
@@ -59,7 +61,7 @@ class Answer:
     usage: dict[str, int]
 
 
-def read_json(response: httpx.Response) -> dict[str, Any]:
+def read_json(response: Reply) -> dict[str, Any]:
     """The JSON object of an answer. Raises the error that the answer carries."""
     raise_for_error(response)
     try:
@@ -71,7 +73,7 @@ def read_json(response: httpx.Response) -> dict[str, Any]:
     return answer
 
 
-def read_rewards(response: httpx.Response, items: Sequence[AnyItem], options: Options) -> Answer:
+def read_rewards(response: Reply, items: Sequence[AnyItem], options: Options) -> Answer:
     """The scores of the items of one request. Raises the error that the answer carries instead.
 
     Raises:
@@ -98,7 +100,7 @@ def read_rewards(response: httpx.Response, items: Sequence[AnyItem], options: Op
     return Answer(tuple(scores), version, _usage(fields.get("usage")))
 
 
-def raise_for_error(response: httpx.Response) -> None:
+def raise_for_error(response: Reply) -> None:
     """Raise the error that an answer carries: the class of its code, or of its status for an unknown code."""
     if response.status_code == 200:
         return
@@ -260,9 +262,25 @@ def _error(detail: object, status: int, retry_after: int | None) -> DensepathErr
     return cls(message, param=param if isinstance(param, str) else None, retry_after=retry_after)
 
 
-def _retry_after(response: httpx.Response) -> int | None:
+def _retry_after(response: Reply) -> int | None:
+    """The seconds that Retry-After asks for, as a number or as a date. None: it says neither."""
     value = response.headers.get("retry-after", "")
-    return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else None
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return int(value)
+    until = _date(value)
+    if until is None:
+        return None
+    # The service's own clock, where it is known: the two clocks may differ.
+    now = _date(response.headers.get("date", "")) or datetime.now(UTC)
+    return max(0, math.ceil((until - now).total_seconds()))
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _malformed(what: str) -> NoReturn:

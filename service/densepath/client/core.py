@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from densepath.client.answers import USAGE, Answer, read_json, read_rewards
-from densepath.client.exchange import Exchange
+from densepath.client.exchange import MAX_BYTES, Exchange, Reply
 from densepath.client.items import Item
 from densepath.client.plan import Chunk, Limits, Options, make_plan, read_items
 from densepath.client.replicas import Replicas
@@ -21,6 +21,11 @@ from densepath.wire import JSON_MEDIA_TYPE
 
 #: Seconds for each connect, read and write, and for the wait for a free connection. A deadline shortens them.
 TIMEOUT = httpx.Timeout(connect=5, read=300, write=60, pool=300)
+
+#: Seconds that a replica has to say whether it can score.
+READY_SECONDS = 10.0
+
+_TOKEN_ID_BYTES = 16  # in JSON, with its comma and space
 
 BATCH_ITEMS = 1024
 """How many items `iter_score` reads, scores and yields together."""
@@ -61,7 +66,8 @@ class Core:
         """POST /tokenize."""
         body = json.dumps({"prompt": text, "add_special_tokens": add_special_tokens}).encode()
         order = self.replicas.order(body)
-        return Exchange("POST", "/tokenize", order, _read_tokens, lambda: (JSON_MEDIA_TYPE, body))
+        most = MAX_BYTES + _TOKEN_ID_BYTES * len(body)  # no tokenizer makes more tokens than there are bytes
+        return Exchange("POST", "/tokenize", order, _read_tokens, lambda: (JSON_MEDIA_TYPE, body), most)
 
     def batches(
         self, items: Iterable[Item], options: Options, version: str | None
@@ -80,7 +86,7 @@ class Core:
         if self._pin and self.pinned is None:
             self.pinned = version
 
-    def _read_pair(self, response: httpx.Response) -> dict[str, Any]:
+    def _read_pair(self, response: Reply) -> dict[str, Any]:
         pair = read_json(response)
         version = pair.get("version")
         if not isinstance(version, str) or not version:
@@ -121,7 +127,8 @@ class ScoreCall:
         )
         self._refused = plan.refused
         self._tell()
-        return [self._exchange(chunk) for chunk in plan.chunks]
+        limits = self._core.limits
+        return [self._exchange(chunk, limits) for chunk in plan.chunks]
 
     def add(self, answer: Answer) -> None:
         """Store the answer of one request."""
@@ -157,13 +164,15 @@ class ScoreCall:
             done = len(self._refused) + sum(len(answer.scores) for answer in self._answers)
             self._progress(done, self._total)
 
-    def _exchange(self, chunk: Chunk) -> Exchange[Answer]:
+    def _exchange(self, chunk: Chunk, limits: Limits) -> Exchange[Answer]:
         return Exchange(
             "POST",
             "/v1/rewards",
             chunk.replicas,
             partial(read_rewards, items=chunk.items, options=self._options),
             partial(chunk.body, self._options, self._version),
+            chunk.max_answer_bytes(self._options, limits),
+            scores=True,
         )
 
 
@@ -176,7 +185,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return headers
 
 
-def _read_tokens(response: httpx.Response) -> list[int]:
+def _read_tokens(response: Reply) -> list[int]:
     tokens = read_json(response).get("tokens")
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
         raise InternalError("the service's answer is malformed: its tokens are not a list of integers")

@@ -45,7 +45,7 @@ class _Sequence:
     @property
     def n_bytes(self) -> int:
         """An upper bound of the bytes that it takes in a body."""
-        return _BYTES_AN_ITEM + _BYTES_A_TOKEN * self.n_tokens + _id_bytes(self.id)
+        return _BYTES_AN_ITEM + _BYTES_A_TOKEN * self.n_tokens + id_bytes(self.id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +197,8 @@ def _digest(prompt: bytes) -> bytes:
     return hashlib.blake2b(prompt, digest_size=16).digest()
 
 
-def _id_bytes(id_: str | None) -> int:
+def id_bytes(id_: str | None) -> int:
+    """An upper bound of the bytes of an id in a body."""
     # In the metadata the id is JSON inside JSON: at most 7 bytes for each UTF-16 unit, and the quotes.
     return 14 * len(id_) + 8 if id_ is not None else 8
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from densepath.client.items import AnyItem, Item, JsonItem, SpanItem, TokenItem, read_item
+from densepath.client.items import AnyItem, Item, JsonItem, SpanItem, TokenItem, id_bytes, read_item
 from densepath.client.replicas import Replica, Replicas
 from densepath.errors import BodyTooLargeError, DensepathError, InternalError, InvalidRequestError
 from densepath.wire import JSON_MEDIA_TYPE, MEDIA_TYPE, PackedRequest, pack_request
@@ -19,6 +19,14 @@ OnError = Literal["fail", "item"]
 EXTRAS = ("logprobs", "returns", "tokens")
 
 _ENVELOPE_BYTES = 4096  # the other fields of a request, and a safetensors header
+
+
+#: Upper bounds of the bytes in an answer. A token has up to four float32, its id, its position and its
+#: offsets. Its text is a string of JSON inside JSON. An item may have an error instead of rewards.
+_ANSWER_BYTES = 1 << 16
+_ANSWER_BYTES_AN_ITEM = 4096
+_ANSWER_BYTES_A_TOKEN = 128
+_ANSWER_BYTES_A_TEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,14 @@ class Chunk:
         if any(id_ is not None for id_ in ids):
             fields["ids"] = ids
         return MEDIA_TYPE, pack_request(_packed(self.items, fields))
+
+    def max_answer_bytes(self, options: Options, limits: Limits) -> int:
+        """An upper bound of the bytes of its answer."""
+        # The service refuses a request with more tokens than its queue holds.
+        n_tokens = min(sum(item.n_tokens for item in self.items), limits.max_queued_tokens)
+        a_token = _ANSWER_BYTES_A_TOKEN + _ANSWER_BYTES_A_TEXT * ("tokens" in options.include)
+        items = sum(_ANSWER_BYTES_AN_ITEM + id_bytes(item.id) for item in self.items)
+        return _ANSWER_BYTES + items + a_token * n_tokens
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,27 @@
-"""The attempts of one request: to which replica each goes, and how long it waits after the one before.
+"""The attempts of one request: to which replica each goes, and how long it waits before it is sent.
 
 Scoring is a pure function, so it is always safe to send a request again. It is sent again after 408, 429, 502
 and 503, and when the connection fails. After a replica's failure it goes at once to the next replica that is
-not skipped. If there is none, it waits for the rest of Retry-After plus a random time whose bound doubles
-with each wait (full jitter). Then every replica may be tried again. After any other error the request is not
-sent again, because the answer would be the same.
+not skipped. If there is none, it waits until the gate of a replica opens. After 408 and 429, which concern
+the caller itself, it waits for Retry-After and a random time. After any other error it is not sent again,
+because the answer would be the same.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import httpx
 
 from densepath.client.exchange import Exchange
+from densepath.client.gate import RETRY_AFTER_MAX_SECONDS, Ticket, jitter
 from densepath.client.patience import Patience
 from densepath.client.replicas import Replica, choose
 from densepath.errors import (
+    DeadlineExceededError,
     DensepathError,
     InternalError,
     QuotaExceededError,
@@ -28,83 +30,136 @@ from densepath.errors import (
 )
 
 ATTEMPTS = 6
-"""How often a request is tried if there is no deadline. Attempts that go to another replica without a wait do
-not count. With a deadline, a request is tried as often as there is time."""
+"""How many failures of each replica a request without a deadline waits through. While it waits, the failed
+attempts of other requests count as well. With a deadline, a request is tried as often as there is time."""
 
-_JITTER_SECONDS = 0.25
-_JITTER_MAX_SECONDS = 8.0
 _LOST = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
 
 class Sending:
-    """An exchange that is being sent. It is also callable: the backoff hook of `stamina.retry_context`."""
+    """An exchange that is being sent: wait as long as `wait` says, then make an `attempt`, and so on."""
 
     def __init__(self, exchange: Exchange[Any], patience: Patience) -> None:
         self._exchange, self._patience = exchange, patience
         self._headers, self._content = exchange.content()
         self._tried: set[Replica] = set()  # since the last wait
-        self._waits = 0
-        patience.requests += 1
+        self._entered: tuple[Replica, Ticket] | None = None
+        self._error: DensepathError | None = None  # of its last attempt
+        self._own_failures = self._seen_failures = self._refusals = 0
+        self._counted = self._count()
+        self._not_before = 0.0
+        self._retry_is_free = self._had_free_retry = False
+
+    def wait(self) -> float:
+        """The seconds to wait before asking again. 0: make the attempt now.
+
+        Raises:
+            DeadlineExceededError: the attempt would miss the deadline. Its cause is the last failure.
+            UnavailableError: the retry budget is spent. Its cause is the last failure.
+            DensepathError: the last failure, if there were too many.
+        """
+        own = max(0.0, self._not_before - monotonic())
+        if self._allowed(own):
+            return own
+        self._give_up_after_too_many()
+        replicas = self._exchange.replicas
+        fresh = [one for one in replicas if one not in self._tried and not one.gate.rests()]
+        if not fresh:
+            self._tried.clear()
+        waits = []
+        for replica in fresh or [choose(replicas)]:
+            ticket = replica.gate.enter(self._exchange.scores, None if self._retry_is_free else self._error)
+            if isinstance(ticket, Ticket):
+                self._entered = replica, ticket
+                return 0.0
+            waits.append(ticket)
+        return self._allowed(min(waits))
 
     @contextmanager
     def attempt(self, timeout: httpx.Timeout) -> Iterator[dict[str, Any]]:
-        """The arguments of httpx's `request`, for a `with` block that sends it and reads the answer.
+        """The arguments of httpx's `stream`, for a `with` block that sends it, reads the answer and returns.
 
-        The outcome is recorded at the replica, and httpx's errors are raised as this package's errors.
+        The outcome is recorded at the replica. The block goes on after its end if the request is to be sent
+        again. Otherwise the error is raised, and httpx's errors are raised as this package's errors.
         """
-        replica = self._fresh() or choose(self._exchange.replicas)
+        if self._entered is None:
+            raise RuntimeError("an attempt is made after wait() has returned 0")
+        (replica, ticket), self._entered = self._entered, None
         self._tried.add(replica)
-        request = {
-            "method": self._exchange.method,
-            "url": replica.url + self._exchange.path,
-            "content": self._content,
-            "headers": self._headers | self._patience.headers(),
-            "timeout": self._patience.timeout(timeout),
-        }
+        gate = replica.gate
         try:
-            yield request
-        except _LOST as error:
-            replica.failed(None)
-            reason = f"{type(error).__name__}, {replica.name}"
-            raise UnavailableError(f"the connection to the service failed ({reason})") from error
-        except httpx.RequestError as error:
-            raise InternalError(f"the service's answer cannot be read ({type(error).__name__})") from error
+            yield {
+                "method": self._exchange.method,
+                "url": replica.url + self._exchange.path,
+                "content": self._content,
+                "headers": self._headers | self._patience.headers(),
+                "timeout": self._patience.timeout(timeout),
+            }
+        except _LOST as lost:
+            if not self._patience.allows(0):
+                gate.left(ticket, late=True)
+                raise self._patience.exceeded() from lost
+            reason = f"{type(lost).__name__}, {replica.name}"
+            error = UnavailableError(f"the connection to the service failed ({reason})")
+            error.__cause__ = lost
+            self._failed(replica, ticket, error)
+        except httpx.RequestError as lost:
+            gate.answered(ticket)
+            raise InternalError(f"the service's answer cannot be read ({type(lost).__name__})") from lost
         except DensepathError as error:
-            if _of_replica(error):
-                replica.failed(error.retry_after)
-            else:
-                replica.answered(error.retry_after)
+            self._answered(replica, ticket, error)
+        except TimeoutError:  # of asyncio.timeout
+            gate.left(ticket, late=True)
+            raise self._patience.exceeded() from self._error
+        except BaseException:
+            gate.left(ticket)
             raise
-        replica.answered(None)
+        else:
+            gate.answered(ticket)
 
-    def __call__(self, error: Exception) -> bool | float:
-        """The seconds to wait before the next attempt, or False if it would only repeat the error.
+    def _answered(self, replica: Replica, ticket: Ticket, error: DensepathError) -> None:
+        """An answer that is an error. It is raised, unless the request is to be sent again."""
+        if isinstance(error, DeadlineExceededError) and not self._patience.allows(0):
+            replica.gate.left(ticket, late=True)
+            raise error
+        if isinstance(error, UnavailableError) and not isinstance(error, QuotaExceededError):
+            self._failed(replica, ticket, error)
+            return
+        replica.gate.answered(ticket)
+        if not isinstance(error, (QuotaExceededError, RequestTimeoutError)):
+            raise error
+        self._error, self._retry_is_free = error, False
+        self._tried.clear()  # another replica would not help
+        self._own_failures += len(self._exchange.replicas)
+        wait = min(error.retry_after or 0, RETRY_AFTER_MAX_SECONDS) + jitter(self._refusals)
+        self._refusals += 1
+        self._not_before = monotonic() + wait
 
-        Raises:
-            DeadlineExceededError: another attempt would miss the deadline. Its cause is the error.
-            UnavailableError: the retry budget is spent. Its cause is the error.
-        """
-        if not isinstance(error, (UnavailableError, RequestTimeoutError)):
-            return False
-        wait = 0.0
-        if not _of_replica(error) or self._fresh() is None:
-            if self._patience.seconds is None and self._waits == ATTEMPTS - 1:
-                return False
-            self._tried.clear()
-            wait = choose(self._exchange.replicas).retry_after() + self._jitter()
-        self._patience.spend(wait, error)
+    def _failed(self, replica: Replica, ticket: Ticket, error: DensepathError) -> None:
+        nobody_knew = replica.gate.failed(ticket, error)
+        self._error = error
+        self._own_failures += 1
+        self._seen_failures += 1
+        self._counted = self._count()  # what failed beside its own attempt does not count
+        self._retry_is_free = nobody_knew and not self._had_free_retry
+        self._had_free_retry |= self._retry_is_free
+
+    def _give_up_after_too_many(self) -> None:
+        count = self._count()
+        self._seen_failures += count - self._counted
+        self._counted = count
+        replicas = self._exchange.replicas
+        bound = ATTEMPTS * len(replicas)
+        seen = min(self._seen_failures, sum(replica.gate.in_a_row for replica in replicas))
+        if self._patience.seconds is None and max(self._own_failures, seen) >= bound:
+            last = self._error or choose(replicas).gate.last
+            assert last is not None  # noqa: S101  # a failure was counted
+            raise last if last is self._error else type(last)(last.message, retry_after=last.retry_after)
+
+    def _allowed(self, wait: float) -> float:
+        if not self._patience.allows(wait):
+            raise self._patience.exceeded() from self._error or choose(self._exchange.replicas).gate.last
         return wait
 
-    def _fresh(self) -> Replica | None:
-        replicas = self._exchange.replicas
-        return next((one for one in replicas if one not in self._tried and not one.rests()), None)
-
-    def _jitter(self) -> float:
-        bound = min(_JITTER_SECONDS * 2 ** min(self._waits, 16), _JITTER_MAX_SECONDS)
-        self._waits += 1
-        return random.uniform(0, bound)  # noqa: S311
-
-
-def _of_replica(error: Exception) -> bool:
-    """Whether another replica may help at once. A quota or a slow connection concerns the caller itself."""
-    return isinstance(error, UnavailableError) and not isinstance(error, QuotaExceededError)
+    def _count(self) -> int:
+        return sum(replica.gate.failures for replica in self._exchange.replicas)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-import stamina
 
-from densepath.client.core import TIMEOUT, Core, Progress, ScoreCall
-from densepath.client.exchange import Exchange
+from densepath.client.core import READY_SECONDS, TIMEOUT, Core, Progress, ScoreCall
+from densepath.client.exchange import Exchange, Incoming, Reply
 from densepath.client.items import Item
+from densepath.client.network import keep_deadlines, within
 from densepath.client.patience import Patience
 from densepath.client.plan import OnError, Options
 from densepath.client.replicas import Replica
@@ -44,6 +45,7 @@ class Client:
     ) -> None:
         self._core = Core(base_url, api_key, pin)
         self._http = httpx.Client(headers=self._core.headers, timeout=timeout, transport=transport)
+        keep_deadlines(self._http)
 
     def score(
         self,
@@ -61,8 +63,11 @@ class Client:
         An item is a dict in one of four forms, with an optional `id`: `prompt_token_ids` and
         `response_token_ids`; `token_ids` and `response_mask`; `prompt` and `response`; `messages` and
         `response` (the last two may have `append_eos`). Token ids are lists of ints, integer arrays or
-        torch tensors. There may be any number of items: the requests stay within the service's limits. The
-        retries of a call stay within a budget: 32, plus one for every 5 requests, plus one for every second.
+        torch tensors. There may be any number of items: the requests stay within the service's limits.
+
+        While a service fails, requests to it wait, and one at a time tries again. All clients of a process
+        share this, and a budget of retries for each service: 32, plus one for every 10 requests, plus one for
+        every second. The start and the end of an outage are logged by the logger `densepath.client`.
 
         Args:
             items: at least one.
@@ -70,8 +75,8 @@ class Client:
             gamma: the discount of the returns, 0 to 1.
             on_error: "fail" raises the error of the first bad item; "item" puts it in that item's `Score`.
             model_version: refuse any other pair version. It has precedence over a pinned version.
-            deadline: seconds for the whole call, retries included. None: no limit, but at most 6 attempts per
-                request; attempts that go to another replica without a wait do not count.
+            deadline: seconds for the whole call, retries included. It holds whatever the service does. None:
+                no limit, but a request gives up after 6 failures of its service (of each replica).
             progress: called with the number of items that are done and the number of all items, at the start
                 and after each answer.
 
@@ -148,7 +153,9 @@ class Client:
 
     def _is_ready(self, replica: Replica) -> bool:
         try:
-            return self._http.get(f"{replica.url}/readyz").status_code == 200
+            url, timeout = f"{replica.url}/readyz", Patience(READY_SECONDS).timeout(self._http.timeout)
+            with within(READY_SECONDS), self._http.stream("GET", url, timeout=timeout) as response:
+                return response.status_code == 200
         except httpx.RequestError:
             return False
 
@@ -159,7 +166,15 @@ class Client:
 
     def _send(self, exchange: Exchange[T], patience: Patience) -> T:
         sending = Sending(exchange, patience)
-        for attempt in stamina.retry_context(sending, attempts=None, timeout=None):
-            with attempt, sending.attempt(self._http.timeout) as request:
-                return exchange.read(self._http.request(**request))
-        raise AssertionError("the last attempt returns or raises")
+        while True:
+            while wait := sending.wait():
+                time.sleep(wait)
+            with sending.attempt(self._http.timeout) as request:
+                return exchange.read(self._receive(request, exchange, patience))
+
+    def _receive(self, request: dict[str, Any], exchange: Exchange[Any], patience: Patience) -> Reply:
+        with within(patience.left()), self._http.stream(**request) as response:
+            incoming = Incoming(response, exchange, patience)
+            for part in response.iter_bytes():
+                incoming.add(part)
+            return incoming.whole()

@@ -22,9 +22,9 @@ ITEM = {"prompt_token_ids": [7, 8, 9], "response_token_ids": [10, 11, 2]}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waits between attempts: what is tested is what happens, not when."""
-    from densepath.client import retry
+    from densepath.client import gate
 
-    monkeypatch.setattr(retry, "_JITTER_SECONDS", 0.0)
+    monkeypatch.setattr(gate, "_JITTER_SECONDS", 0.0)
     monkeypatch.setattr(reward_calls, "LONGEST_WAIT_SECONDS", 0.01)
 
 

@@ -6,12 +6,14 @@ limited length. A missing reward is never replaced by a number, and no step is m
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from threading import Lock
 from time import monotonic
 from typing import Any, Self
-
-import stamina
 
 from densepath.client import Client, Score, Scores
 from densepath.errors import LateError, ModelVersionMismatchError, UnavailableError
@@ -21,7 +23,8 @@ from densepath.trainer.errors import ServiceAwayError, TrainerError
 CALLS = 4
 LONGEST_WAIT_SECONDS = 30.0
 
-#: Called with a message while the service does not answer, and with None once it answers again.
+#: Called with a message when the service does not answer, and with None when no call waits any more: once for
+#: an outage, however many calls meet it.
 OnWait = Callable[[str | None], None]
 
 
@@ -31,6 +34,7 @@ class RewardCalls:
     def __init__(self, url: str, *, api_key: str | None, wait_seconds: float, on_wait: OnWait) -> None:
         self._client = Client(url, api_key=api_key)
         self._wait_seconds, self._on_wait = wait_seconds, on_wait
+        self._lock, self._n_waiting = Lock(), 0
         self._threads = ThreadPoolExecutor(CALLS, thread_name_prefix="rewards")
         self._calls: list[tuple[list[int], Future[Scores]]] = []
         self.pair: dict[str, Any] = self._patiently(self._client.pair)
@@ -62,32 +66,33 @@ class RewardCalls:
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """The answer of a call, which is repeated for up to `wait_seconds` until there is one."""
-        started, told = monotonic(), False
-
-        def away(error: Exception) -> bool:
-            nonlocal told
-            if not isinstance(error, (UnavailableError, LateError)):
-                return False
-            told = True
-            self._on_wait(
-                f"the service has not answered for {monotonic() - started:.0f} s ({error}): waiting"
-            )
-            return True
-
+        started, waits = monotonic(), False
         try:
-            for attempt in stamina.retry_context(
-                on=away, attempts=None, timeout=self._wait_seconds, wait_max=LONGEST_WAIT_SECONDS
-            ):
-                with attempt:
-                    answer = call()
-        except (UnavailableError, LateError) as error:
-            raise ServiceAwayError(
-                f"the service did not answer within {self._wait_seconds:g} s ({error}): start it, and "
-                "repeat the same command to resume from the last checkpoint"
-            ) from error
-        if told:
-            self._on_wait(None)
-        return answer
+            for n in count():
+                try:
+                    return call()
+                except (UnavailableError, LateError) as error:
+                    waited = monotonic() - started
+                    if waited >= self._wait_seconds:
+                        raise ServiceAwayError(
+                            f"the service did not answer within {self._wait_seconds:g} s ({error}): start it, "
+                            "and repeat the same command to resume from the last checkpoint"
+                        ) from error
+                    if not waits:
+                        self._waits(1, f"the service has not answered for {waited:.0f} s ({error}): waiting")
+                        waits = True
+                    bound = min(0.1 * 2 ** min(n, 16), LONGEST_WAIT_SECONDS, self._wait_seconds - waited)
+                    time.sleep(random.uniform(0, bound))  # noqa: S311
+        finally:
+            if waits:
+                self._waits(-1, None)
+
+    def _waits(self, more: int, words: str | None) -> None:
+        """Say it when the first of the calls begins to wait, and when none waits any more."""
+        with self._lock:
+            self._n_waiting += more
+            if self._n_waiting == max(more, 0):
+                self._on_wait(words)
 
     def close(self) -> None:
         """Cancel running requests and close the connections."""
