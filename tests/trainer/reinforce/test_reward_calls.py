@@ -85,6 +85,7 @@ def test_a_service_that_is_away_is_waited_for_and_it_is_said(calls: Callable[...
         rewards.submit([0], [ITEM])
         scores = rewards.collect()
     assert len(scores[0].reward_T) == 3  # type: ignore[arg-type]
+    assert len(said) == 2  # one line when it begins and one when it ends, however often it is tried
     assert said[-1] is None
     assert any(words and "the service has not answered" in words for words in said)
 

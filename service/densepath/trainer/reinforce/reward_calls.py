@@ -66,33 +66,37 @@ class RewardCalls:
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """The answer of a call, which is repeated for up to `wait_seconds` until there is one."""
-        started, waits = monotonic(), False
-        try:
-            for n in count():
-                try:
-                    return call()
-                except (UnavailableError, LateError) as error:
-                    waited = monotonic() - started
-                    if waited >= self._wait_seconds:
-                        raise ServiceAwayError(
-                            f"the service did not answer within {self._wait_seconds:g} s ({error}): start it, "
-                            "and repeat the same command to resume from the last checkpoint"
-                        ) from error
-                    if not waits:
-                        self._waits(1, f"the service has not answered for {waited:.0f} s ({error}): waiting")
-                        waits = True
-                    bound = min(0.1 * 2 ** min(n, 16), LONGEST_WAIT_SECONDS, self._wait_seconds - waited)
-                    time.sleep(random.uniform(0, bound))  # noqa: S311
-        finally:
-            if waits:
-                self._waits(-1, None)
+        started = monotonic()
+        for n in count():
+            try:
+                answer = call()
+            except (UnavailableError, LateError) as error:
+                waited = monotonic() - started
+                if waited >= self._wait_seconds:
+                    raise ServiceAwayError(
+                        f"the service did not answer within {self._wait_seconds:g} s ({error}): start it, "
+                        "and repeat the same command to resume from the last checkpoint"
+                    ) from error
+                if n == 0:
+                    self._begin_to_wait(f"the service has not answered for {waited:.0f} s ({error}): waiting")
+                bound = min(0.1 * 2 ** min(n, 16), LONGEST_WAIT_SECONDS, self._wait_seconds - waited)
+                time.sleep(random.uniform(0, bound))  # noqa: S311
+            else:
+                if n:
+                    self._end_waiting()
+                return answer
 
-    def _waits(self, more: int, words: str | None) -> None:
-        """Say it when the first of the calls begins to wait, and when none waits any more."""
+    def _begin_to_wait(self, words: str) -> None:
         with self._lock:
-            self._n_waiting += more
-            if self._n_waiting == max(more, 0):
+            self._n_waiting += 1
+            if self._n_waiting == 1:
                 self._on_wait(words)
+
+    def _end_waiting(self) -> None:
+        with self._lock:
+            self._n_waiting -= 1
+            if self._n_waiting == 0:
+                self._on_wait(None)
 
     def close(self) -> None:
         """Cancel running requests and close the connections."""
