@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
 from api.running import Running, pair
 from densepath import cli
+from densepath.config import NAME
 from faults.commands import DEMONSTRATION, Run, gated, run, served, write_items
 from faults.permissions import like_any_user
 from trainer.runs import write_run
@@ -116,13 +117,20 @@ def make_fault(fault: str, kind: str, tmp_path: Path) -> Path:
     return path
 
 
+def is_path(hint: Any) -> bool:
+    """Whether an option takes a path, or a name that may be one."""
+    return "pathlib" in str(hint) or any(
+        getattr(about, "metavar", None) == NAME for about in getattr(hint, "__metadata__", ())
+    )
+
+
 def test_every_path_of_every_command_is_in_the_table() -> None:
     found = {}
     for command in cli.app.registered_commands:
         assert command.callback is not None
-        hints = get_type_hints(command.callback)
+        hints = get_type_hints(command.callback, include_extras=True)
         name = command.name or command.callback.__name__
-        found[name] = {option for option, hint in hints.items() if "pathlib" in str(hint)}
+        found[name] = {option for option, hint in hints.items() if is_path(hint)}
     assert found == {command: kinds.keys() for command, (_, kinds) in PATHS.items()}
 
 
