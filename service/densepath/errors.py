@@ -74,7 +74,7 @@ class InvalidRequestError(DensepathError, ValueError):
 
 
 class MalformedBodyError(InvalidRequestError):
-    """The body is not JSON or not safetensors, or is nested too deep."""
+    """The body is not JSON or not safetensors, is nested too deep, or has a key twice."""
 
     code, status = "malformed_body", 400
 
@@ -146,9 +146,10 @@ class RouteNotFoundError(NotFoundError):
 
 
 class MethodNotAllowedError(NotFoundError):
-    """The route exists, but not for this method."""
+    """The route exists, but not for this method. `allow` has the methods that it takes."""
 
     code, status = "method_not_allowed", 405
+    allow = ""
 
 
 class ConflictError(DensepathError, RuntimeError):

@@ -149,20 +149,32 @@ def _unpack(blob: bytes | bytearray | memoryview, key: str) -> tuple[dict[str, _
 def _metadata(blob: bytes) -> dict[str, str]:
     # The deserializer has checked the header, and returns everything in it except the metadata.
     length = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + length].decode("utf-8"))
+    try:
+        header = json.loads(blob[8 : 8 + length].decode("utf-8"), object_pairs_hook=_once)
+    except ValueError:
+        raise MalformedBodyError("the header of the safetensors file has the same key twice") from None
     metadata: dict[str, str] | None = header.get("__metadata__")
     return metadata or {}
 
 
 def _json_object(text: str, key: str) -> dict[str, object]:
     try:
-        fields = json.loads(text, parse_constant=_no_constant)
+        fields = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except RecursionError:
         raise MalformedBodyError(f"the JSON under the metadata key {key} is nested too deep") from None
     except ValueError:
-        raise MalformedBodyError(f"the metadata key {key} does not hold JSON") from None
+        raise MalformedBodyError(
+            f"the metadata key {key} does not hold JSON, or holds an object with the same key twice"
+        ) from None
     if not isinstance(fields, dict):
         raise MalformedBodyError(f"the metadata key {key} must hold a JSON object")
+    return fields
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("the same key twice")
     return fields
 
 

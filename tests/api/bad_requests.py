@@ -86,6 +86,7 @@ def malformed() -> list[Bad]:
         "packed: request with NaN": packed(metadata={"request": '{"gamma": NaN}'}),
         "packed: request a list": packed(metadata={"request": f'["{CANARY}"]'}),
         "packed: request nested": packed(metadata={"request": deep_json}),
+        "packed: request with a key twice": packed(metadata={"request": '{"gamma": 1, "gamma": 0}'}),
         "packed: request with 5000 digits": packed(metadata={"request": '{"gamma": ' + "9" * 5000 + "}"}),
     }
     return [Bad(name, 400, "malformed_body", raw(content)) for name, content in bodies.items()] + [

@@ -144,7 +144,11 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    service: Service, *, keys: tuple[str, ...] = (), examples: ListLike[Mapping[str, Any]] = ()
+    service: Service,
+    *,
+    keys: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    examples: ListLike[Mapping[str, Any]] = (),
 ) -> Iterator[Running]:
     """Serve until the block ends. The socket listens before the server runs: there is nothing to wait for."""
     # As uvicorn's own: asyncio sends small answers at once only where the protocol is spelled out.
@@ -152,7 +156,8 @@ def running(
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    server = build_server(create_app(service, engine="fake", keys=ApiKeys(list(keys)), examples=examples))
+    app = create_app(service, engine="fake", keys=ApiKeys(list(keys)), allowed_hosts=hosts, examples=examples)
+    server = build_server(app)
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
 

@@ -246,13 +246,6 @@ def test_a_batch_of_bad_items_only_is_answered(served: Running) -> None:
         assert [item["status"] for item in answer["items"]] == ["error", "error"]
 
 
-def test_the_last_of_two_equal_keys_counts(served: Running) -> None:
-    content = (
-        b'{"gamma": 7, "items": [], "items": [{"prompt": "", "prompt": "a", "response": "b"}], "gamma": 1}'
-    )
-    post(served, content, JSON, JSON)
-
-
 def test_a_packed_request_may_leave_its_metadata_out(served: Running) -> None:
     for metadata in ({}, {"other": "x"}):
         answer = post(served, packed(metadata=metadata), SAFETENSORS, JSON)

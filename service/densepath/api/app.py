@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import densepath
 from densepath.api import openapi, playground, routes
@@ -21,9 +22,17 @@ from densepath.api.service import Service
 
 
 def create_app(
-    service: Service, *, engine: str, keys: ApiKeys | None = None, examples: Sequence[Mapping[str, Any]] = ()
+    service: Service,
+    *,
+    engine: str,
+    keys: ApiKeys | None = None,
+    allowed_hosts: Collection[str] = (),
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> FastAPI:
-    """All routes over one `Service`. The playground offers `examples`: prompts with two responses each."""
+    """All routes over one `Service`. Without `allowed_hosts`, the Host header may be any.
+
+    The playground offers `examples`: prompts with two responses each.
+    """
     app = FastAPI(
         title="densepath",
         version=densepath.__version__,
@@ -53,10 +62,13 @@ def create_app(
         metrics=service.metrics,
         traces=service.traces,
         shape_error=answer_of,
+        allowed_hosts=allowed_hosts,
     )
     app.openapi = partial(openapi.document, app, app.openapi)  # type: ignore[method-assign]  # FastAPI's own hook
     return app
 
 
 async def _raise_route_error(request: Request, error: Exception) -> Response:
-    raise route_error(error.status_code if isinstance(error, HTTPException) else 500)
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+    raise route_error(error.status_code if isinstance(error, HTTPException) else 500, methods)

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import jiter
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -81,14 +82,17 @@ async def _read_json_body(request: Request, service: Service) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse JSON. Fields refuse NaN later, by their types. Of two equal keys, the last one counts."""
+    """Parse JSON. An object with the same key twice is refused. Fields refuse NaN later, by their types."""
     try:
-        return from_json(body, allow_inf_nan=True)
+        return jiter.from_json(body, allow_inf_nan=True, catch_duplicate_keys=True)
     except ValueError as error:
         place = re.search(r"line \d+ column \d+", str(error))
-        raise MalformedBodyError(
-            f"the body is not JSON, or is nested too deep{f', at {place.group()}' if place else ''}"
-        ) from None
+        what = (
+            "has the same key twice"
+            if "duplicate key" in str(error)
+            else "is not JSON, or is nested too deep"
+        )
+        raise MalformedBodyError(f"the body {what}{f', at {place.group()}' if place else ''}") from None
 
 
 def validate(model: type[Model], value: Any, *, at: str = "") -> Model:

@@ -8,7 +8,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,6 +25,7 @@ from densepath.errors import (
     DrainingError,
     InternalError,
     InvalidApiKeyError,
+    InvalidRequestError,
     MalformedBodyError,
     MethodNotAllowedError,
     RouteNotFoundError,
@@ -36,6 +37,9 @@ from densepath.telemetry.traces import NO_SPAN, Span, Traces
 
 OPEN_ROUTES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::\d*)?")
+#: What a browser on this machine calls it. A name that a web page points at this machine is none of these.
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: Only the playground's page asks in this way: it makes the browser show a login dialogue.
 BASIC = b'Basic realm="densepath", charset="UTF-8"'
@@ -64,8 +68,10 @@ class Edge:
         metrics: Metrics,
         traces: Traces,
         shape_error: ShapeError,
+        allowed_hosts: Collection[str] = (),
     ) -> None:
         self.app = app
+        self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
         self.lifecycle, self.keys, self.max_body_bytes = lifecycle, keys, max_body_bytes
         self.metrics, self.traces, self.shape_error = metrics, traces, shape_error
 
@@ -99,6 +105,12 @@ class Edge:
 
     def _refuse_early(self, path: str, headers: Headers) -> None:
         """Refuse what can be refused before the body is read."""
+        if self.allowed_hosts and path not in OPEN_ROUTES and host_name(headers) not in self.allowed_hosts:
+            raise InvalidRequestError(
+                "the Host header names a host that this service is not: the operator lists its names with "
+                "--allowed-hosts",
+                param="Host",
+            )
         if path.startswith("/admin/"):
             raise AdminKeyRequiredError("the /admin routes are off: this service has no admin key")
         if self.keys and path not in OPEN_ROUTES:
@@ -157,6 +169,20 @@ def sent_key(authorization: str) -> bytes | None:
     return password if colon else None
 
 
+def allowed_hosts(setting: str | None, *, guarded: bool) -> Collection[str]:
+    """The names of `--allowed-hosts`; none allows any. With keys any is allowed: a web page has no key."""
+    if setting is None:
+        return () if guarded else LOOPBACK_HOSTS
+    names = [name.strip().strip("[]") for name in setting.split(",") if name.strip()]
+    return () if "*" in names else names
+
+
+def host_name(headers: Headers) -> str:
+    """The Host header in lower case without its port, and an IPv6 address without its brackets."""
+    match = HOST.fullmatch(headers.get("host", ""))
+    return (match[1] or match[2]).lower().removesuffix(".") if match else ""
+
+
 def too_large(max_body_bytes: int) -> BodyTooLargeError:
     """The error of a body that is larger than the limit."""
     return BodyTooLargeError(
@@ -164,10 +190,12 @@ def too_large(max_body_bytes: int) -> BodyTooLargeError:
     )
 
 
-def route_error(status: int) -> DensepathError:
-    """The contract's error for a status of Starlette's router."""
+def route_error(status: int, methods: Iterable[str]) -> DensepathError:
+    """The contract's error for a status of Starlette's router, on a path that takes `methods`."""
     if status == 405:
-        return MethodNotAllowedError("this route does not take this method: see /openapi.json")
+        error = MethodNotAllowedError("this route does not take this method: see /openapi.json")
+        error.allow = ", ".join(sorted(methods))
+        return error
     if status == 404:
         return RouteNotFoundError("there is no such route: see /openapi.json")
     return InternalError("the request could not be routed")
@@ -218,6 +246,8 @@ class _Exchange:
         retry_after = error.retry_after or (1 if isinstance(error, UnavailableError) else None)
         if retry_after is not None:
             headers.append((b"retry-after", str(retry_after).encode()))
+        if isinstance(error, MethodNotAllowedError):
+            headers.append((b"allow", error.allow.encode()))
         if isinstance(error, InvalidApiKeyError):
             headers.append((b"www-authenticate", b"Bearer"))
             if self.scope["path"] == "/" or self.scope["path"].startswith("/playground/"):

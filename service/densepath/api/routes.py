@@ -45,6 +45,7 @@ def health(service: Service) -> APIRouter:
     """The routes that need no key: health and metrics."""
     routes = APIRouter(responses=ERRORS)
 
+    @routes.head("/livez", include_in_schema=False)
     @routes.get("/livez", response_model=StatusAnswer)
     async def livez() -> StatusAnswer:
         """The process works. 503 means that only a restart helps."""
@@ -52,6 +53,8 @@ def health(service: Service) -> APIRouter:
             raise engine_died()
         return StatusAnswer(status="alive")
 
+    @routes.head("/readyz", include_in_schema=False)
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/readyz", response_model=StatusAnswer)
     @routes.get("/health", response_model=StatusAnswer)
     async def readyz() -> StatusAnswer:
@@ -59,6 +62,7 @@ def health(service: Service) -> APIRouter:
         service.lifecycle.take()
         return StatusAnswer(status="ready")
 
+    @routes.head("/metrics", include_in_schema=False)
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """All metrics in the text format of Prometheus."""

@@ -23,6 +23,7 @@ def serve_pair(settings: ServeSettings, say: Console) -> None:
 
 def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Console) -> None:
     from densepath.api.app import create_app
+    from densepath.api.edge import allowed_hosts
     from densepath.api.keys import ApiKeys
     from densepath.api.served import Served
     from densepath.api.server import serve
@@ -39,7 +40,13 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
     served = Served(pair, load_tokenizer(pair), scorer, settings.model_name, settings.teacher_kl)
     service = Service(served, start, limits=settings, traces=traces)
     examples = _demo_examples() if settings.demo else ()
-    app = create_app(service, engine=settings.engine.value, keys=keys, examples=examples)
+    app = create_app(
+        service,
+        engine=settings.engine.value,
+        keys=keys,
+        allowed_hosts=allowed_hosts(settings.allowed_hosts, guarded=bool(keys)),
+        examples=examples,
+    )
     url = f"http://{settings.host}:{sockets[0].getsockname()[1]}"
     say.print(f"loading the pair into the {settings.engine.value} engine: {url}")
 

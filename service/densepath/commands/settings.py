@@ -47,6 +47,13 @@ class ServeSettings(Limits, EngineOptions, PairSettings):
         Path | None,
         typer.Option(help="File with one API key per line. Without it, every route is open to everyone."),
     ] = None
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option(
+            help="Names in the Host header that are answered, separated by commas; * for any. Default: "
+            "localhost, 127.0.0.1 and ::1 without a key file, any with one. Probes and /metrics take any."
+        ),
+    ] = None
     drain_seconds: Annotated[
         float,
         typer.Option(help="Seconds that running requests may still take after SIGTERM.", min=0.0),
