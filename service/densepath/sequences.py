@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -120,11 +121,22 @@ def check(sequence: Sequence, *, embedding_size: int, context_length: int) -> No
             f"ids must be from 0 to {embedding_size - 1}",
             param="token_ids",
         )
-    if len(sequence.token_ids_L) > context_length:
+    check_length(len(sequence.token_ids_L), context_length)
+
+
+def check_length(tokens: int, context_length: int) -> None:
+    """Raise ContextLengthExceededError for a sequence of more than `context_length` tokens."""
+    if tokens > context_length:
         raise ContextLengthExceededError(
-            f"the sequence has {len(sequence.token_ids_L)} tokens and the context length is "
-            f"{context_length}: shorten the prompt or the response"
+            f"the sequence has {tokens} tokens and the context length is {context_length}: "
+            "shorten the prompt or the response"
         )
+
+
+#: A token of a tokenizer that skips text, or that has one token for unknown text, stands for no more bytes.
+MOST_BYTES_OF_A_TOKEN = 256
+#: A normalizer can make one byte out of four.
+SHRINKS = 4
 
 
 class Tokenizer:
@@ -134,6 +146,24 @@ class Tokenizer:
         self._fast = fast_tokenizer
         # Read once: `len()` of a Hugging Face tokenizer walks its vocabulary.
         self.eos_token_id: int | None = fast_tokenizer.eos_token_id
+
+    @cached_property
+    def longest_token(self) -> int:
+        """How many bytes of text one token stands for, at most."""
+        return _longest_token(self._fast)
+
+    def check_text(self, text: str, context_length: int) -> None:
+        """Refuse a text with more bytes than `context_length` tokens can stand for.
+
+        Raises:
+            ContextLengthExceededError: it has more bytes than that.
+        """
+        most = context_length * self.longest_token
+        if len(text) > most or len(text.encode("utf-8", "replace")) > most:
+            raise ContextLengthExceededError(
+                f"the text is longer than {most} bytes, which the context length of {context_length} tokens "
+                f"cannot hold, as no token stands for more than {self.longest_token} bytes: shorten it"
+            )
 
     def from_text(self, prompt: str, response: str, *, append_eos: bool) -> Sequence:
         """Tokenise the prompt with the default special tokens, the response without any, and join them."""
@@ -146,9 +176,15 @@ class Tokenizer:
         *,
         append_eos: bool,
         template_kwargs: Mapping[str, Any] | None = None,
+        context_length: int | None = None,
     ) -> Sequence:
-        """Render the chat with a generation prompt, tokenise it without added tokens, add the response."""
+        """Render the chat with a generation prompt, tokenise it without added tokens, add the response.
+
+        With a `context_length`, a rendered text that cannot fit is refused before it is tokenised.
+        """
         text = self.render(messages, template_kwargs)
+        if context_length is not None:
+            self.check_text(text, context_length)
         return self._join(self.encode(text, add_special_tokens=False), response, append_eos)
 
     def from_whole(self, text: str, prompt: str) -> Sequence:
@@ -213,3 +249,17 @@ class Tokenizer:
             offsets.append((len(response), len(response)))
         joined = from_response(prompt_ids, response_ids)
         return Sequence(joined.token_ids_L, joined.positions_T, tuple(offsets))
+
+
+def _longest_token(fast_tokenizer: Any) -> int:
+    """How many bytes of text one token stands for, at most.
+
+    In a vocabulary that spells every byte, that is the longest token as the vocabulary writes it: it writes
+    each byte of the text with at least one byte.
+    """
+    backend = fast_tokenizer.backend_tokenizer
+    spells_bytes = getattr(backend.model, "byte_fallback", False) or "ByteLevel" in str(backend.pre_tokenizer)
+    longest = max(len(token.encode("utf-8", "replace")) for token in fast_tokenizer.get_vocab())
+    if not spells_bytes:
+        longest = max(longest, MOST_BYTES_OF_A_TOKEN)
+    return longest * (SHRINKS if backend.normalizer is not None else 1)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 import jiter
@@ -30,8 +33,13 @@ from densepath.wire import JSON_MEDIA_TYPE
 
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
+Element = TypeVar("Element")
+#: Larger bodies are parsed one at a time, beside the smaller ones.
+LARGE_BODY_BYTES = 1 << 20
 #: Lists whose elements are tokens: a wrong element there is a wrong item.
 TOKEN_LISTS = frozenset({"prompt_token_ids", "response_token_ids", "token_ids", "response_mask", "tokens"})
+
+_unwanted: ContextVar[threading.Event] = ContextVar("unwanted")
 
 
 def media_type(request: Request) -> str:
@@ -70,12 +78,8 @@ async def _receive_all(request: Request, service: Service) -> bytes:
             return b"".join(chunks)
 
 
-async def read_json(request: Request, service: Service) -> Any:
-    """A JSON body, not yet validated."""
-    return parse_json(await _read_json_body(request, service))
-
-
-async def _read_json_body(request: Request, service: Service) -> bytes:
+async def read_json_body(request: Request, service: Service) -> bytes:
+    """The body of a route that takes JSON."""
     if media_type(request) != JSON_MEDIA_TYPE:
         raise UnsupportedMediaTypeError(f"this route takes Content-Type: {JSON_MEDIA_TYPE}")
     return await read_body(request, service)
@@ -93,6 +97,32 @@ def parse_json(body: bytes) -> Any:
             else "is not JSON, or is nested too deep"
         )
         raise MalformedBodyError(f"the body {what}{f', at {place.group()}' if place else ''}") from None
+
+
+async def in_pool(service: Service, parse: Callable[..., T], body: bytes, *args: Any) -> T:
+    """`parse(body, *args)`, outside the event loop and in a pool of its own.
+
+    A large body waits for other large ones alone. If nobody wants the result any more, a parse that has not
+    begun never does, and one that goes through `wanted` ends with the next element.
+    """
+    context, unwanted = copy_context(), threading.Event()
+    context.run(_unwanted.set, unwanted)
+    pool = service.large_bodies if len(body) > LARGE_BODY_BYTES else service.small_bodies
+    try:
+        return await asyncio.get_running_loop().run_in_executor(
+            pool, partial(context.run, parse, body, *args)
+        )
+    finally:
+        unwanted.set()
+
+
+def wanted(elements: Iterable[Element]) -> Iterator[Element]:
+    """The elements, as long as somebody wants the result of the parse."""
+    unwanted = _unwanted.get(None)
+    for element in elements:
+        if unwanted is not None and unwanted.is_set():
+            raise DeadlineExceededError("nobody wants the result of this parse any more")
+        yield element
 
 
 def validate(model: type[Model], value: Any, *, at: str = "") -> Model:
@@ -175,7 +205,7 @@ async def answer_json(
     """
     served = service.lifecycle.take()
     until = deadline(request)
-    body = await while_wanted(_read_json_body(request, service), service, until)
+    body = await while_wanted(read_json_body(request, service), service, until)
     content = await while_wanted(work(body, served), service, until, reader=request)
     return Response(content, media_type=JSON_MEDIA_TYPE)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from densepath import sequences
-from densepath.api.body import parse_json, validate
+from densepath.api.body import parse_json, validate, wanted
 from densepath.api.schemas import (
     ChatItem,
     PackedOptions,
@@ -75,7 +75,7 @@ def read_json_batch(body: bytes, served: Served, max_items: int) -> Batch:
     if not isinstance(raw_items, list):
         raise InvalidRequestError("items: a list of items is required", param="items")
     _check_count(len(raw_items), max_items)
-    return Batch(served, options, [_read_item(raw, i, served) for i, raw in enumerate(raw_items)])
+    return Batch(served, options, [_read_item(raw, i, served) for i, raw in enumerate(wanted(raw_items))])
 
 
 def read_packed_batch(body: bytes, served: Served, max_items: int) -> Batch:
@@ -133,15 +133,18 @@ def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, se
                 raise InvalidItemError(
                     "the prompt is empty: there is nothing to be scored after", param="prompt"
                 )
+            served.check_text(prompt, response)
             return served.tokenizer.from_text(prompt, response, append_eos=append_eos)
         case ChatItem(messages=messages, response=response) as item:
             if not messages:
                 raise InvalidItemError("messages is empty: send at least one", param="messages")
+            served.check_text(response)
             return served.tokenizer.from_chat(
                 [message.model_dump(exclude_unset=True) for message in messages],
                 response,
                 append_eos=item.append_eos,
                 template_kwargs=item.chat_template_kwargs,
+                context_length=served.scorer.context_length,
             )
     raise AssertionError(found)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from densepath.admission import Ticket
 from densepath.api.answers import ScoredItem, answer, to_json, to_safetensors, write_answer
-from densepath.api.body import deadline, media_type, read_body, while_wanted
+from densepath.api.body import deadline, in_pool, media_type, read_body, while_wanted
 from densepath.api.engine_calls import admitted, count_tokens, score_sequence, together
 from densepath.api.items import Batch, at_item, read_json_batch, read_packed_batch
 from densepath.api.openapi import body_of
@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
 
         async def work() -> bytes:
             with service.traces.stage("parse"):
-                batch = await asyncio.to_thread(reader, body, served, service.limits.max_items)
+                batch = await in_pool(service, reader, body, served, service.limits.max_items)
             results = await score_batch(batch, service)
             count_scores(results, service)
             encode = to_safetensors if packed else to_json

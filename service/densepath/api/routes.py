@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import densepath
-from densepath.api.body import read_json, validate
+from densepath.api.answers import to_json
+from densepath.api.body import deadline, in_pool, parse_json, read_json_body, validate, while_wanted
 from densepath.api.models import MODELS, check_name
 from densepath.api.openapi import body_of
 from densepath.api.schemas import (
@@ -35,6 +35,7 @@ from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.engine.scorer import engine_died
 from densepath.errors import InvalidItemError
+from densepath.wire import JSON_MEDIA_TYPE
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorAnswer, "description": "Every error, in OpenAI's shape"}
@@ -127,15 +128,19 @@ def tokenizing(service: Service) -> APIRouter:
     )
     async def tokenize(request: Request) -> Response:
         """Token ids of a text, or of a chat."""
-        value = await read_json(request, service)
+        return await answer_now(request, _tokenize)
+
+    async def answer_now(request: Request, answer: Callable[[bytes, Served], bytes]) -> Response:
+        until, served = deadline(request), service.lifecycle.served
+        body = await while_wanted(read_json_body(request, service), service, until)
+        work = in_pool(service, answer, body, served)
+        return Response(await while_wanted(work, service, until, reader=request), media_type=JSON_MEDIA_TYPE)
+
+    def _tokenize(body: bytes, served: Served) -> bytes:
+        value = parse_json(body)
         chat = isinstance(value, dict) and "messages" in value
         asked = validate(TokenizeChat, value) if chat else validate(TokenizeText, value)
-        served = service.lifecycle.served
         check_name(asked.model, served)
-        answer = await asyncio.to_thread(_tokenize, asked, served)
-        return JSONResponse(answer.model_dump())
-
-    def _tokenize(asked: TokenizeText | TokenizeChat, served: Served) -> TokenizeAnswer:
         if isinstance(asked, TokenizeText):
             text = asked.prompt
         else:
@@ -143,24 +148,27 @@ def tokenizing(service: Service) -> APIRouter:
             text = served.tokenizer.render(
                 dicts, asked.chat_template_kwargs, add_generation_prompt=asked.add_generation_prompt
             )
+        served.check_text(text)
         token_ids = served.tokenizer.encode(text, add_special_tokens=asked.add_special_tokens)
-        return TokenizeAnswer(
+        answer = TokenizeAnswer(
             count=len(token_ids),
             max_model_len=served.scorer.context_length,
             tokens=token_ids,
             token_strs=served.tokenizer.vocabulary_strings(token_ids) if asked.return_token_strs else None,
         )
+        return to_json(answer.model_dump())
 
     @routes.post("/detokenize", response_model=DetokenizeAnswer, openapi_extra=body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         """The text of token ids."""
-        asked = validate(DetokenizeRequest, await read_json(request, service))
-        served = service.lifecycle.served
+        return await answer_now(request, _detokenize)
+
+    def _detokenize(body: bytes, served: Served) -> bytes:
+        asked = validate(DetokenizeRequest, parse_json(body))
         check_name(asked.model, served)
         size = served.pair.embedding_size
         if any(not 0 <= token_id < size for token_id in asked.tokens):
             raise InvalidItemError(f"a token id is out of range: ids go from 0 to {size - 1}", param="tokens")
-        text = await asyncio.to_thread(served.tokenizer.decode, asked.tokens)
-        return JSONResponse(DetokenizeAnswer(prompt=text).model_dump())
+        return to_json(DetokenizeAnswer(prompt=served.tokenizer.decode(asked.tokens)).model_dump())
 
     return routes

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-TokenIds = list[int]
+#: The first wrong element ends the check: a list of a million wrong ones is not a million errors.
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
 Include = Literal["logprobs", "returns", "tokens"]
 
 
@@ -29,7 +31,7 @@ class SpansItem(Strict):
 
     id: str | None = None
     token_ids: TokenIds
-    response_mask: Annotated[list[int], Field(description="0 or 1, as long as token_ids")]
+    response_mask: Annotated[TokenIds, Field(description="0 or 1, as long as token_ids")]
 
 
 class TextItem(Strict):
@@ -77,7 +79,7 @@ class ChatItem(Strict):
     """Chat messages, rendered by the SFT model's template with a generation prompt, then the response."""
 
     id: str | None = None
-    messages: list[Message]
+    messages: Annotated[list[Message], Field(fail_fast=True)]
     response: str
     append_eos: bool = False
     chat_template_kwargs: TemplateKwargs = None
@@ -88,7 +90,7 @@ class RewardsOptions(Strict):
 
     model: str | None = None
     model_version: Annotated[str | None, Field(description="409 when another version is being served")] = None
-    include: list[Include] = []
+    include: Annotated[list[Include], Field(fail_fast=True)] = []
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="of the returns")] = 1.0
     on_error: Literal["fail", "item"] = "fail"
 
@@ -109,7 +111,7 @@ def _unicode(text: str) -> str:
 class PackedOptions(RewardsOptions):
     """The `request` metadata of the safetensors form, with the ids of all items in one list."""
 
-    ids: list[Annotated[str, AfterValidator(_unicode)] | None] | None = None
+    ids: Annotated[list[Annotated[str, AfterValidator(_unicode)] | None], Field(fail_fast=True)] | None = None
 
 
 class ErrorBody(BaseModel):
@@ -192,7 +194,7 @@ class TokenizeChat(Strict):
     """A chat, in vLLM's form."""
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     add_generation_prompt: bool = True
     add_special_tokens: bool = False
     return_token_strs: bool = False

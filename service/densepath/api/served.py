@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field
 
 from densepath.engine.scorer import Scorer
 from densepath.pair.pair import Pair
 from densepath.rewards.kl import KL_COEFFICIENT
-from densepath.sequences import Sequence, Tokenizer, check
+from densepath.sequences import Sequence, Tokenizer, check, check_length
 from densepath.verification.verdict import Verdict, not_verified
 
 
@@ -25,6 +26,16 @@ class Served:
     model_name: str = "default"
     teacher_kl: float = KL_COEFFICIENT  # the b of the model `dpr-teacher`
     verdict: Verdict = field(default_factory=lambda: not_verified("the engine is starting"))
+
+    def check_text(self, *texts: str) -> None:
+        """Refuse a text that the context length cannot hold, before it is tokenised."""
+        for text in texts:
+            self.tokenizer.check_text(text, self.scorer.context_length)
+
+    def check_length(self, prompts: Iterable[Sized], *, more: int = 0) -> None:
+        """Refuse a prompt that, with `more` tokens, is longer than the context length."""
+        for prompt in prompts:
+            check_length(len(prompt) + more, self.scorer.context_length)
 
     def check(self, sequence: Sequence) -> Sequence:
         """The same sequence, or the error of one that the pair cannot score (`sequences.check`)."""

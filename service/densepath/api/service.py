@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from densepath.admission import TokenBudget
 from densepath.api.lifecycle import Lifecycle
 from densepath.api.served import Served
@@ -9,6 +11,8 @@ from densepath.config import Limits
 from densepath.telemetry.metrics import Metrics
 from densepath.telemetry.traces import Traces
 from densepath.verification.start import Start
+
+SMALL_BODY_THREADS = 4
 
 
 class Service:
@@ -28,6 +32,8 @@ class Service:
         self.limits = limits or Limits()
         self.metrics, self.traces = Metrics(), traces or Traces()
         self.budget = TokenBudget(self.limits.max_queued_tokens)
+        self.small_bodies = ThreadPoolExecutor(SMALL_BODY_THREADS, "parse")
+        self.large_bodies = ThreadPoolExecutor(1, "parse-large")
         self.lifecycle = Lifecycle(served, start_engine, self.metrics)
         self.metrics.queued_tokens.set_function(lambda: self.budget.queued_tokens)
         self.metrics.max_queued_tokens.set(self.limits.max_queued_tokens)

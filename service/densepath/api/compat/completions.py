@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from densepath.api.answers import to_json, write_answer
-from densepath.api.body import answer_json, parse_json, validate
+from densepath.api.body import answer_json, in_pool, parse_json, validate, wanted
 from densepath.api.compat.prompt_scores import (
     PromptScore,
     Temperature,
@@ -24,9 +31,10 @@ from densepath.api.compat.prompt_scores import (
 )
 from densepath.api.models import model_view
 from densepath.api.openapi import body_of
-from densepath.api.schemas import ErrorAnswer, Strict, TokenIds
+from densepath.api.schemas import ErrorAnswer, Strict, Texts, TokenIds
 from densepath.api.served import Served
 from densepath.api.service import Service
+from densepath.engine.scorer import View
 from densepath.errors import InvalidItemError, InvalidRequestError
 
 
@@ -38,7 +46,24 @@ def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError("must be a text, texts, a list of token ids, or several such lists") from None
 
 
-Prompt = Annotated[str | list[str] | TokenIds | list[TokenIds], WrapValidator(_in_words)]
+def _form(value: Any) -> str | None:
+    """Which of the four forms, by the first element: trying all of them on a long list takes seconds."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else None
+    return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "ids"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[Texts, Tag("texts")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists")],
+    Discriminator(_form),
+    WrapValidator(_in_words),
+]
 
 
 class SamplingFields(Strict):
@@ -141,17 +166,22 @@ def router(service: Service) -> APIRouter:
 
         async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
-                asked = validate(CompletionRequest, parse_json(body))
-                top = max(asked.logprobs or 0, asked.prompt_logprobs or 0)
-                view = model_view(asked.model, served, top=top)
-                _check(asked)
-                prompts = await asyncio.to_thread(_prompts, asked, served, service.limits.max_items)
+                asked, view, prompts = await in_pool(service, _read, body, served, service.limits.max_items)
             scores = await score_prompts(prompts, view, asked.max_tokens == 1, served, service)
             return await write_answer(lambda: to_json(_answer(asked, scores, served)), service)
 
         return await answer_json(request, service, work)
 
     return routes
+
+
+def _read(body: bytes, served: Served, max_items: int) -> tuple[CompletionRequest, View, list[list[int]]]:
+    asked = validate(CompletionRequest, parse_json(body))
+    view = model_view(asked.model, served, top=max(asked.logprobs or 0, asked.prompt_logprobs or 0))
+    _check(asked)
+    prompts = _prompts(asked, served, max_items)
+    served.check_length(prompts, more=asked.max_tokens == 1)
+    return asked, view, prompts
 
 
 def _check(asked: CompletionRequest) -> None:
@@ -176,8 +206,9 @@ def _prompts(asked: CompletionRequest, served: Served, max_items: int) -> list[l
     if len(many) > max_items:
         raise InvalidItemError(f"{len(many)} prompts: a request holds 1 to {max_items}", param="prompt")
     if isinstance(many[0], str):
+        served.check_text(*many)
         encode = served.tokenizer.encode
-        return [encode(text, add_special_tokens=asked.add_special_tokens) for text in many]
+        return [encode(text, add_special_tokens=asked.add_special_tokens) for text in wanted(many)]
     return many
 
 

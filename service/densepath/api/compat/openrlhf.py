@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from densepath.api.answers import answer, to_json, write_answer
-from densepath.api.body import answer_json, parse_json, validate
+from densepath.api.body import answer_json, in_pool, parse_json, validate, wanted
 from densepath.api.items import Batch, Item
 from densepath.api.openapi import body_of
 from densepath.api.rewards import count_scores, score_batch
-from densepath.api.schemas import ErrorAnswer, RewardsOptions, Strict
+from densepath.api.schemas import ErrorAnswer, RewardsOptions, Strict, Texts
 from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.errors import InvalidItemError, InvalidRequestError
@@ -23,8 +22,8 @@ from densepath.sequences import Sequence
 class GetRewardRequest(Strict):
     """What OpenRLHF's trainer sends. A query is a prompt and its response as text with its special tokens."""
 
-    query: list[str]
-    prompts: list[str] | None = None
+    query: Texts
+    prompts: Texts | None = None
     labels: list[Any] | None = None
 
 
@@ -55,8 +54,7 @@ def router(service: Service) -> APIRouter:
 
         async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
-                asked = validate(GetRewardRequest, parse_json(body))
-                batch = await asyncio.to_thread(_batch, asked, served, service.limits.max_items)
+                batch = await in_pool(service, _batch, body, served, service.limits.max_items)
             results = await score_batch(batch, service)
             count_scores(results, service)
             return await write_answer(lambda: to_json(_answer(answer(batch, results)["items"])), service)
@@ -66,7 +64,8 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _batch(asked: GetRewardRequest, served: Served, max_items: int) -> Batch:
+def _batch(body: bytes, served: Served, max_items: int) -> Batch:
+    asked = validate(GetRewardRequest, parse_json(body))
     count = len(asked.query)
     if not 1 <= count <= max_items:
         raise InvalidItemError(f"query has {count} entries: a request holds 1 to {max_items}", param="query")
@@ -76,13 +75,16 @@ def _batch(asked: GetRewardRequest, served: Served, max_items: int) -> Batch:
             f"prompts has {len(prompts)} entries for {count} queries: send one for each", param="prompts"
         )
     pairs = zip(asked.query, prompts, strict=True)
-    sequences = [_sequence(index, query, prompt, served) for index, (query, prompt) in enumerate(pairs)]
+    sequences = [
+        _sequence(index, query, prompt, served) for index, (query, prompt) in enumerate(wanted(pairs))
+    ]
     return Batch(served, RewardsOptions(), [Item(None, sequence) for sequence in sequences])
 
 
 def _sequence(index: int, query: str, prompt: str, served: Served) -> Sequence:
     place = f"query[{index}]"
     try:
+        served.check_text(query)
         return served.check(served.tokenizer.from_whole(query, prompt))
     except InvalidRequestError as error:
         raise type(error)(f"{place}: {error.message}", param=place) from error

@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from densepath.api.answers import to_json, write_answer
-from densepath.api.body import answer_json, parse_json, validate
+from densepath.api.body import answer_json, in_pool, parse_json, validate, wanted
 from densepath.api.compat.sglang_schemas import (
     SglangAnswer,
     SglangErrorAnswer,
@@ -77,8 +77,7 @@ def router(service: Service) -> APIRouter:
 
         async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
-                asked = validate(SglangRequest, parse_json(body))
-                prompts = await asyncio.to_thread(_prompts, asked, served, service.limits.max_items)
+                asked, prompts = await in_pool(service, _read, body, served, service.limits.max_items)
                 top = max(max(prompt.top, int(prompt.with_next)) for prompt in prompts)
                 view = model_view(asked.model or model, served, top=top)
             scores = await score_view([prompt.sequence() for prompt in prompts], view, served, service)
@@ -105,6 +104,14 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
+def _read(body: bytes, served: Served, max_items: int) -> tuple[SglangRequest, list[Prompt]]:
+    asked = validate(SglangRequest, parse_json(body))
+    prompts = _prompts(asked, served, max_items)
+    for prompt in prompts:
+        served.check_length([prompt.token_ids], more=prompt.with_next)
+    return asked, prompts
+
+
 def _batched(asked: SglangRequest) -> bool:
     if asked.text is not None:
         return not isinstance(asked.text, str)
@@ -128,7 +135,9 @@ def _prompts(asked: SglangRequest, served: Served, max_items: int) -> list[Promp
     starts = _each(asked.logprob_start_len, -1, count, "logprob_start_len")
     tops = _each(asked.top_logprobs_num, 0, count, "top_logprobs_num")
     prompts = []
-    for index, rid in enumerate(_rids(asked, count)):
+    if asked.text is not None:
+        served.check_text(*many)
+    for index, rid in enumerate(wanted(_rids(asked, count))):
         _refuse_generation(params[index])
         ids = many[index] if asked.text is None else served.tokenizer.encode(many[index])
         start = _start(starts[index] if with_logprobs[index] else -1, ids, index)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from densepath.api.compat.prompt_scores import Top
-from densepath.api.schemas import Strict, TokenIds
+from densepath.api.schemas import Strict, Texts, TokenIds
 
 
 def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -18,7 +26,16 @@ def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError("must be a list of token ids, or several such lists") from None
 
 
-InputIds = Annotated[TokenIds | list[TokenIds], WrapValidator(_in_words)]
+def _form(value: Any) -> str:
+    """One list or several, by the first element: trying both on a long list takes seconds."""
+    return "lists" if isinstance(value, list) and value and isinstance(value[0], list) else "ids"
+
+
+InputIds = Annotated[
+    Annotated[TokenIds, Tag("ids")] | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists")],
+    Discriminator(_form),
+    WrapValidator(_in_words),
+]
 StartLen = Annotated[int, Field(ge=-1)]
 #: A token of a log-probability list: its log-probability, its id, its text where it is asked for.
 TokenLogp = tuple[float | None, int, str | None]
@@ -65,7 +82,7 @@ class SglangRequest(Strict):
     model: Annotated[
         str | None, Field(description="`sft`, which is the default, `reference` or `dpr-teacher`")
     ] = None
-    text: str | list[str] | None = None
+    text: str | Texts | None = None
     input_ids: InputIds | None = None
     sampling_params: SglangSampling | list[SglangSampling] | None = None
     return_logprob: bool | list[bool] | None = False

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from densepath.api.answers import to_json, write_answer
-from densepath.api.body import answer_json, parse_json, validate
+from densepath.api.body import answer_json, in_pool, parse_json, validate
 from densepath.api.compat.completions import CompletionUsage, PromptLogprob, SamplingFields
 from densepath.api.compat.prompt_scores import (
     Entry,
@@ -123,7 +123,7 @@ def router(service: Service) -> APIRouter:
 
         async def work(body: bytes, served: Served) -> bytes:
             with service.traces.stage("parse"):
-                asked = validate(GenerateRequest, parse_json(body))
+                asked = await in_pool(service, _read, body, served)
                 params = asked.sampling_params
                 top = max(params.logprobs or 0, params.prompt_logprobs or 0)
                 view = model_view(asked.model, served, top=top)
@@ -139,6 +139,12 @@ def router(service: Service) -> APIRouter:
         return await answer_json(request, service, work)
 
     return routes
+
+
+def _read(body: bytes, served: Served) -> GenerateRequest:
+    asked = validate(GenerateRequest, parse_json(body))
+    served.check_length([asked.token_ids], more=asked.sampling_params.max_tokens == 1)
+    return asked
 
 
 def _answer(asked: GenerateRequest, score: PromptScore, served: Served) -> dict[str, Any]:
