@@ -237,6 +237,22 @@ class Limits:
             rich_help_panel=LIMITS,
         ),
     ] = 30.0
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            help="Most open connections. Beyond that, only the probes and /metrics are answered.",
+            min=1,
+            rich_help_panel=LIMITS,
+        ),
+    ] = 2048
+    max_connections_per_address: Annotated[
+        int,
+        typer.Option(
+            help="Most open connections from one address. A proxy in front of the service is one address.",
+            min=1,
+            rich_help_panel=LIMITS,
+        ),
+    ] = 1024
 
 
 def takes(settings: type[Settings]) -> Callable[[Callable[[Settings], None]], Callable[..., None]]:

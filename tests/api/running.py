@@ -71,6 +71,7 @@ class Running:
     port: int
     loop: asyncio.AbstractEventLoop
     client: httpx.Client
+    connections: set[Any]  # that are open
 
     @property
     def scorer(self) -> FakeScorer:
@@ -157,7 +158,7 @@ def running(
     listener.listen()
     port = listener.getsockname()[1]
     app = create_app(service, engine="fake", keys=ApiKeys(list(keys)), allowed_hosts=hosts, examples=examples)
-    server = build_server(app)
+    server = build_server(app, service.limits)
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
 
@@ -172,7 +173,7 @@ def running(
     assert started.wait(timeout=30)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield Running(service, port, loops[0], client)
+            yield Running(service, port, loops[0], client, server.server_state.connections)
     finally:
         loops[0].call_soon_threadsafe(setattr, server, "should_exit", True)
         thread.join(timeout=30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -14,8 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from densepath.api.lifecycle import Lifecycle, Phase
-from densepath.api.protocol import BoundedProtocol
+from densepath.api.protocol import PROBE_CONNECTIONS, BoundedProtocol
 from densepath.api.service import Service
+from densepath.config import Limits
 from densepath.engine.scorer import engine_died
 
 #: After the drain time, so that the last answers (503 `draining`) reach their clients.
@@ -38,11 +40,16 @@ class Server(uvicorn.Server):
         yield
 
 
-def build_server(app: FastAPI) -> Server:
+def build_server(app: FastAPI, limits: Limits | None = None) -> Server:
     """A server with the limits that only the server can set."""
+    limits = limits or Limits()
+    bounds = {
+        "max_connections": min(limits.max_connections, _room_for_connections()),
+        "max_connections_per_address": limits.max_connections_per_address,
+    }
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=type("Protocol", (BoundedProtocol,), bounds),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -53,6 +60,14 @@ def build_server(app: FastAPI) -> Server:
         timeout_graceful_shutdown=SLOW_READER_SECONDS,
     )
     return Server(config)
+
+
+def _room_for_connections() -> int:
+    """How many connections the limit of open files leaves, beside the engine and the probes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(1, hard - min(256, hard // 2) - PROBE_CONNECTIONS) if hard > 0 else 1 << 30
 
 
 async def serve(
@@ -67,7 +82,7 @@ async def serve(
     EngineUnavailableError when the engine has died: only a new process helps (docs/decisions/0004).
     """
     lifecycle = service.lifecycle
-    server = build_server(app)
+    server = build_server(app, service.limits)
     async with _signals() as signals:
         running = asyncio.ensure_future(server.serve(sockets))
         loading = asyncio.ensure_future(lifecycle.start())
