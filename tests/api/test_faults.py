@@ -79,6 +79,50 @@ def test_overload_refuses_early_and_what_was_accepted_finishes(held: Running) ->
     assert held.metric("densepath_rejections_total", code="overloaded") == 5
 
 
+def test_a_full_queue_refuses_before_the_body_is_read(held: Running) -> None:
+    accepted = BUDGET // TOKENS
+    paths = (b"/v1/rewards", b"/v1/completions", b"/generate", b"/inference/v1/generate", b"/get_reward")
+    with ThreadPoolExecutor(accepted) as pool:
+        first = [pool.submit(held.score, GOOD) for _ in range(accepted)]
+        held.until(lambda: held.service.budget.queued_tokens == BUDGET)
+        for path in paths:
+            head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" % path
+            received = held.speak(head + b"Content-Length: 30000000\r\n\r\n")  # and no body
+            assert received.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: " in received
+        open_gate(held)
+        assert [answer.result().status_code for answer in first] == [200] * accepted
+
+
+def test_a_large_request_waits_for_its_turn_and_those_behind_it_wait_too(held: Running) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        small = pool.submit(held.score, *[GOOD] * 5)
+        held.until(lambda: held.service.budget.queued_tokens == 30)
+        large = pool.submit(held.score, *[GOOD] * 9)
+        held.until(lambda: held.service.budget.waiting_tokens == 54)
+        refused = held.score(GOOD)
+        assert (refused.status_code, code(refused)) == (503, "overloaded")
+        open_gate(held)
+        assert small.result().status_code == 200
+        assert large.result().status_code == 200
+
+
+def test_a_client_that_hangs_up_while_it_waits_leaves_nothing(held: Running) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(held.score, *[GOOD] * 9)
+        held.until(lambda: held.service.budget.queued_tokens == 54)
+        late = pool.submit(
+            held.client.post,
+            "/v1/rewards",
+            content=body(GOOD, GOOD),
+            headers=json_headers({"X-Request-Timeout": "0.3"}),
+        )
+        assert late.result().status_code == 504
+        assert held.service.budget.waiting_tokens == 0
+        open_gate(held)
+        assert first.result().status_code == 200
+
+
 def test_a_request_over_the_whole_budget_is_never_admitted(held: Running) -> None:
     answer = held.score(*[GOOD] * 11)
     assert (answer.status_code, code(answer)) == (422, "invalid_request")

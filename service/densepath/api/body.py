@@ -39,6 +39,8 @@ LARGE_BODY_BYTES = 1 << 20
 #: Lists whose elements are tokens: a wrong element there is a wrong item.
 TOKEN_LISTS = frozenset({"prompt_token_ids", "response_token_ids", "token_ids", "response_mask", "tokens"})
 
+#: Of a body that is not read: a guess, for its Retry-After alone.
+BYTES_OF_A_TOKEN = 8
 _unwanted: ContextVar[threading.Event] = ContextVar("unwanted")
 
 
@@ -168,6 +170,13 @@ def deadline(request: Request) -> float:
     return float(request.state.began) + seconds
 
 
+def ensure_room(request: Request, service: Service) -> None:
+    """Raise OverloadedError where the queue is full, before the body is read."""
+    declared = request.headers.get("content-length", "")
+    guess = int(declared) // BYTES_OF_A_TOKEN if declared.isdecimal() else 0
+    service.budget.ensure_room(max(1, min(guess, service.limits.max_queued_tokens)))
+
+
 async def while_wanted(
     work: Coroutine[Any, Any, T], service: Service, until: float, *, reader: Request | None = None
 ) -> T:
@@ -205,6 +214,7 @@ async def answer_json(
     """
     served = service.lifecycle.take()
     until = deadline(request)
+    ensure_room(request, service)
     body = await while_wanted(read_json_body(request, service), service, until)
     content = await while_wanted(work(body, served), service, until, reader=request)
     return Response(content, media_type=JSON_MEDIA_TYPE)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,15 +19,15 @@ from densepath.sequences import Sequence
 T = TypeVar("T")
 
 
-@contextmanager
-def admitted(items: int, tokens: int, service: Service) -> Iterator[Ticket]:
-    """The stage of a request in which its tokens count against the budget.
+@asynccontextmanager
+async def admitted(items: int, tokens: int, service: Service) -> AsyncIterator[Ticket]:
+    """The stage of a request in which its tokens count against the budget, or wait for their turn.
 
     Raises OverloadedError where there is no room.
     """
     with service.traces.stage("score") as span:
         span.count(items=items, tokens=tokens)
-        with service.budget.admit(tokens) as ticket:
+        async with service.budget.admit(tokens) as ticket:
             yield ticket
 
 

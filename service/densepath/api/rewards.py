@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from densepath.admission import Ticket
 from densepath.api.answers import ScoredItem, answer, to_json, to_safetensors, write_answer
-from densepath.api.body import deadline, in_pool, media_type, read_body, while_wanted
+from densepath.api.body import deadline, ensure_room, in_pool, media_type, read_body, while_wanted
 from densepath.api.engine_calls import admitted, count_tokens, score_sequence, together
 from densepath.api.items import Batch, at_item, read_json_batch, read_packed_batch
 from densepath.api.openapi import body_of
@@ -47,6 +47,7 @@ def router(service: Service) -> APIRouter:
         if reader is None:
             raise UnsupportedMediaTypeError(f"send Content-Type: {JSON_MEDIA_TYPE} or {MEDIA_TYPE}")
         until = deadline(request)
+        ensure_room(request, service)
         body = await while_wanted(read_body(request, service), service, until)
         packed = MEDIA_TYPE in request.headers.get("accept", "").lower()
 
@@ -73,7 +74,7 @@ async def score_batch(batch: Batch, service: Service) -> list[ScoredItem | Dense
             if isinstance(sequence, DensepathError):
                 raise sequence
     tokens = sum(len(each.token_ids_L) for each in sequences if isinstance(each, Sequence))
-    with admitted(len(sequences), tokens, service) as ticket:
+    async with admitted(len(sequences), tokens, service) as ticket:
         scores = (_score_item(i, each, ticket, batch.served, service) for i, each in enumerate(sequences))
         async with together(scores) as tasks:
             if not fail:

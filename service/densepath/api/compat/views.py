@@ -31,7 +31,7 @@ async def score_view(
     checked = [served.check(each) for each in sequences]
     due = {i: each for i, each in enumerate(checked) if len(each.positions_T)}
     tokens = sum(len(sequence.token_ids_L) for sequence in due.values())
-    with admitted(len(due), tokens, service) as ticket:
+    async with admitted(len(due), tokens, service) as ticket:
         works = (score_sequence(each, ticket, served, service, view) for each in due.values())
         async with together(works) as tasks:
             scores = dict(zip(due, await asyncio.gather(*tasks), strict=True))
