@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import structlog
 from api.bodies import CANARY, GOOD
 from api.running import make_service, running
 from densepath.pair.pair import Pair
-from densepath.telemetry.logs import configure_logs
+from densepath.telemetry.logs import MOST_WARNINGS, configure_logs
 
 
 def lines(written: str) -> list[dict[str, Any]]:
@@ -87,3 +89,41 @@ def test_a_line_that_cannot_be_written_fails_no_request(monkeypatch: pytest.Monk
     with running(make_service(pair)) as served:
         assert served.client.get("/v1/pair").status_code == 200
         assert served.client.post("/v1/rewards", json={"items": [GOOD]}).status_code == 200
+
+
+def test_a_full_or_closed_pipe_stops_nothing(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    read, write = os.pipe()
+    with monkeypatch.context() as patched, open(write, "w") as stream:
+        patched.setattr("sys.stderr", stream)
+        patched.setattr("densepath.telemetry.logs.MOST_LINES", 1 << 30)
+        configure_logs()
+        log = structlog.get_logger("densepath")
+        with running(make_service(pair)) as served:
+            log.info("one that is cut", text="x" * 1_000_000)
+            for _ in range(20):
+                assert served.client.get("/v1/pair").status_code == 200
+            first = b""
+            while not first.endswith(b"x" * 10) or len(first) < 60_000:
+                first += os.read(read, 1 << 20)
+            time.sleep(1.0)  # the next second says what was dropped
+            assert served.client.get("/v1/pair").status_code == 200
+            after = b""
+            while after.count(b"\n") < 3:  # the end of the cut line, and two more
+                after += os.read(read, 1 << 20)
+            found = [json.loads(line) for line in after.decode().splitlines()[1:]]
+            assert found[0]["event"] == "log_lines_dropped"
+            assert found[0]["count"] >= 21
+            assert found[1]["event"] == "request"
+            os.close(read)
+            for _ in range(5):
+                assert served.client.get("/v1/pair").status_code == 200
+
+
+def test_one_event_has_a_bounded_number_of_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs()
+    for number in range(1000):
+        logging.getLogger("asyncio").error("socket.accept() out of system resource")
+        logging.getLogger("other").warning("number %s", number)
+    found = lines(capsys.readouterr().err)
+    assert len(found) <= 2 * 2 * MOST_WARNINGS + 1  # the test may see two seconds
+    assert {line["event"] for line in found} > {"socket.accept() out of system resource", "number 0"}
