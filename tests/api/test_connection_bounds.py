@@ -152,3 +152,21 @@ def test_a_resting_connection_makes_room(pair: Pair) -> None:
         assert closed == [b""]
         served.until(lambda: len(served.connections) == 1)
         assert served.score(GOOD).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_in_flight_are_bounded_together(chunked: bool, pair: Pair) -> None:
+    size = 2 << 20
+    limits = Limits(max_body_bytes=size)
+    with running(make_service(pair, limits=limits)) as served, contextlib.ExitStack() as held:
+        part = b"%x\r\n" % (size - 1) + b" " * (size - 1) + b"\r\n"
+        head = POST + (CHUNKED + part if chunked else b"Content-Length: %d\r\n\r\n" % size)
+        for count in range(1, 4):
+            held.enter_context(served.connect()).sendall(head)
+            served.until(lambda count=count: served.service.bodies.held_bytes >= count * (size - 1))
+        assert only_code(served.speak(head)) == (503, "overloaded")
+        assert served.score(GOOD).status_code == 200
+        assert served.client.get("/livez").status_code == 200
+        held.close()
+        served.idle()
+        assert served.service.bodies.held_bytes == 0

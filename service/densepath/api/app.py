@@ -59,6 +59,7 @@ def create_app(
         lifecycle=service.lifecycle,
         keys=keys or ApiKeys([]),
         max_body_bytes=service.limits.max_body_bytes,
+        bodies=service.bodies,
         metrics=service.metrics,
         traces=service.traces,
         shape_error=answer_of,

@@ -74,6 +74,7 @@ async def _receive_all(request: Request, service: Service) -> bytes:
         size += len(chunk)
         if size > service.limits.max_body_bytes:
             raise too_large(service.limits.max_body_bytes)
+        request.state.body.grow(size)
         if chunk:
             chunks.append(chunk)
         if not message.get("more_body", False):

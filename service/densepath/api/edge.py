@@ -16,6 +16,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from densepath.admission import ByteBudget
 from densepath.api.keys import ApiKeys
 from densepath.api.lifecycle import Lifecycle
 from densepath.errors import (
@@ -65,6 +66,7 @@ class Edge:
         lifecycle: Lifecycle,
         keys: ApiKeys,
         max_body_bytes: int,
+        bodies: ByteBudget,
         metrics: Metrics,
         traces: Traces,
         shape_error: ShapeError,
@@ -72,7 +74,8 @@ class Edge:
     ) -> None:
         self.app = app
         self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
-        self.lifecycle, self.keys, self.max_body_bytes = lifecycle, keys, max_body_bytes
+        self.lifecycle, self.keys = lifecycle, keys
+        self.max_body_bytes, self.bodies = max_body_bytes, bodies
         self.metrics, self.traces, self.shape_error = metrics, traces, shape_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,8 +94,9 @@ class Edge:
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         try:
-            self._refuse_early(scope["path"], Headers(scope=scope))
-            await self.app(scope, receive, exchange.send)
+            declared = self._refuse_early(scope["path"], Headers(scope=scope))
+            with self.bodies.hold(declared) as scope["state"]["body"]:
+                await self.app(scope, receive, exchange.send)
         except ClientDisconnectedError:
             exchange.status = CLIENT_CLOSED
         except DensepathError as error:
@@ -103,8 +107,11 @@ class Edge:
                 InternalError("an internal error: search the service's log for this request id")
             )
 
-    def _refuse_early(self, path: str, headers: Headers) -> None:
-        """Refuse what can be refused before the body is read."""
+    def _refuse_early(self, path: str, headers: Headers) -> int:
+        """Refuse what can be refused before the body is read.
+
+        Returns the declared bytes of the body, and 0 for a probe, whose body is never read.
+        """
         if self.allowed_hosts and path not in OPEN_ROUTES and host_name(headers) not in self.allowed_hosts:
             raise InvalidRequestError(
                 "the Host header names a host that this service is not: the operator lists its names with "
@@ -124,6 +131,7 @@ class Edge:
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self.max_body_bytes:
             raise too_large(self.max_body_bytes)
+        return int(declared) if declared.isdecimal() and path not in OPEN_ROUTES else 0
 
     def _record(self, exchange: _Exchange, counted: bool, span: Span) -> None:
         metrics, scope = self.metrics, exchange.scope

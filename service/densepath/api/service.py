@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from densepath.admission import TokenBudget
+from densepath.admission import ByteBudget, TokenBudget
 from densepath.api.lifecycle import Lifecycle
 from densepath.api.served import Served
 from densepath.config import Limits
@@ -32,6 +32,7 @@ class Service:
         self.limits = limits or Limits()
         self.metrics, self.traces = Metrics(), traces or Traces()
         self.budget = TokenBudget(self.limits.max_queued_tokens)
+        self.bodies = ByteBudget(self.limits.max_body_bytes)
         self.small_bodies = ThreadPoolExecutor(SMALL_BODY_THREADS, "parse")
         self.large_bodies = ThreadPoolExecutor(1, "parse-large")
         self.lifecycle = Lifecycle(served, start_engine, self.metrics)
