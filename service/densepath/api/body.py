@@ -128,6 +128,16 @@ def wanted(elements: Iterable[Element]) -> Iterator[Element]:
         yield element
 
 
+def check_count(value: Any, field: str, max_items: int) -> Any:
+    """The same parsed body, before it is validated, unless a list of several prompts has too many."""
+    prompts = value.get(field) if isinstance(value, dict) else None
+    if isinstance(prompts, list) and len(prompts) > max_items and isinstance(prompts[0], (str, list)):
+        raise InvalidItemError(
+            f"{field} has {len(prompts)} entries: a request holds 1 to {max_items}", param=field
+        )
+    return value
+
+
 def validate(model: type[Model], value: Any, *, at: str = "") -> Model:
     """A value as a model. Raises the contract's error: what is wrong and where, without the input itself."""
     try:

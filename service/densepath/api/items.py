@@ -125,6 +125,8 @@ def _sequence(raw: dict[str, Any], forms: Iterable[type[Strict]], index: int, se
         raise InvalidItemError(f"the item mixes two forms: send either {FORMS_IN_WORDS}")
     match validate(found[0], raw, at=f"items[{index}]"):
         case TokensItem(prompt_token_ids=prompt_ids, response_token_ids=response_ids):
+            if prompt_ids and response_ids:
+                served.check_length([prompt_ids], more=len(response_ids))
             return sequences.from_response(prompt_ids, response_ids)
         case SpansItem(token_ids=token_ids, response_mask=mask):
             return sequences.from_mask(token_ids, mask)

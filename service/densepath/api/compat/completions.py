@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from densepath.api.answers import to_json, write_answer
-from densepath.api.body import answer_json, in_pool, parse_json, validate, wanted
+from densepath.api.body import answer_json, check_count, in_pool, parse_json, validate, wanted
 from densepath.api.compat.prompt_scores import (
     PromptScore,
     Temperature,
@@ -176,7 +176,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _read(body: bytes, served: Served, max_items: int) -> tuple[CompletionRequest, View, list[list[int]]]:
-    asked = validate(CompletionRequest, parse_json(body))
+    asked = validate(CompletionRequest, check_count(parse_json(body), "prompt", max_items))
     view = model_view(asked.model, served, top=max(asked.logprobs or 0, asked.prompt_logprobs or 0))
     _check(asked)
     prompts = _prompts(asked, served, max_items)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from densepath.api.answers import answer, to_json, write_answer
-from densepath.api.body import answer_json, in_pool, parse_json, validate, wanted
+from densepath.api.body import answer_json, check_count, in_pool, parse_json, validate, wanted
 from densepath.api.items import Batch, Item
 from densepath.api.openapi import body_of
 from densepath.api.rewards import count_scores, score_batch
@@ -65,7 +65,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _batch(body: bytes, served: Served, max_items: int) -> Batch:
-    asked = validate(GetRewardRequest, parse_json(body))
+    asked = validate(GetRewardRequest, check_count(parse_json(body), "query", max_items))
     count = len(asked.query)
     if not 1 <= count <= max_items:
         raise InvalidItemError(f"query has {count} entries: a request holds 1 to {max_items}", param="query")

@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from densepath.api.answers import to_json, write_answer
-from densepath.api.body import answer_json, in_pool, parse_json, validate, wanted
+from densepath.api.body import answer_json, check_count, in_pool, parse_json, validate, wanted
 from densepath.api.compat.sglang_schemas import (
     SglangAnswer,
     SglangErrorAnswer,
@@ -105,7 +105,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _read(body: bytes, served: Served, max_items: int) -> tuple[SglangRequest, list[Prompt]]:
-    asked = validate(SglangRequest, parse_json(body))
+    asked = validate(SglangRequest, check_count(parse_json(body), "input_ids", max_items))
     prompts = _prompts(asked, served, max_items)
     for prompt in prompts:
         served.check_length([prompt.token_ids], more=prompt.with_next)
