@@ -108,12 +108,11 @@ def test_a_full_or_closed_pipe_stops_nothing(monkeypatch: pytest.MonkeyPatch, pa
             time.sleep(1.0)  # the next second says what was dropped
             assert served.client.get("/v1/pair").status_code == 200
             after = b""
-            while after.count(b"\n") < 3:  # the end of the cut line, and two more
+            while b'"log_lines_dropped"' not in after or not after.endswith(b"\n"):
                 after += os.read(read, 1 << 20)
-            found = [json.loads(line) for line in after.decode().splitlines()[1:]]
-            assert found[0]["event"] == "log_lines_dropped"
-            assert found[0]["count"] >= 21
-            assert found[1]["event"] == "request"
+            found = [json.loads(line) for line in after.decode().splitlines()[1:]]  # after the cut one
+            [dropped] = [line["count"] for line in found if line["event"] == "log_lines_dropped"]
+            assert dropped >= 20  # the last request's line may have come when there was room again
             os.close(read)
             for _ in range(5):
                 assert served.client.get("/v1/pair").status_code == 200
