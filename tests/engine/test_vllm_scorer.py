@@ -9,32 +9,61 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from rich.console import Console
 
 from adapters import make_adapter
-from checkpoints import make_checkpoint
+from architectures.specimen import make_config
+from architectures.zoo import ZOO
+from checkpoints import make_checkpoint, write_checkpoint
 from damage import change_tensors
 from densepath.commands.pairs import directories
-from densepath.config import PairSettings
+from densepath.config import EngineOptions, PairSettings
+from densepath.engine.scorer import Scored
+from densepath.engine.vllm.arguments import engine_arguments
 from densepath.errors import EngineUnavailableError
 from densepath.pair.pair import load_pair
 from densepath.pair.text_half import text_half
+from densepath.sequences import Sequence
+from quantised import quantise
 from whole_models import make_whole_model
 
-from .test_vllm_pair import TOLERANCE, largest_difference, oracle, tiny_arguments, workload
+from .test_hybrids import TOLERANCE as HYBRIDS
+from .test_vllm_pair import CONTEXT, TOLERANCE, largest_difference, oracle, workload
 
 pytestmark = pytest.mark.engine
 
 
-async def started(sft: Path, reference: Path, tensor_parallel_size: int = 1) -> Any:
+async def started(
+    sft: Path, reference: Path, *, dtypes: tuple[str, str] = ("float32", "float32"), workers: int = 1
+) -> Any:
     from densepath.engine.vllm.engine import VllmScorer
 
-    scorer = VllmScorer(tiny_arguments(sft, reference, tensor_parallel_size=tensor_parallel_size))
+    scorer = VllmScorer(
+        engine_arguments(
+            sft,
+            reference,
+            checkpoint_dtype=dtypes[0],
+            reference_dtype=dtypes[1],
+            context_length=CONTEXT,
+            options=EngineOptions(kv_cache_memory_bytes=32 << 20, tensor_parallel_size=workers),
+        )
+    )
     await scorer.start()
     return scorer
+
+
+async def score_with_two_workers(
+    sft: Path, reference: Path, sequences: list[Sequence], **options: Any
+) -> list[Scored]:
+    scorer = await started(sft, reference, workers=2, **options)
+    try:
+        return await asyncio.gather(*map(scorer.score, sequences))
+    finally:
+        await scorer.close()
 
 
 async def test_concurrent_cancelled_and_killed(
@@ -92,20 +121,53 @@ async def test_two_workers_share_each_model(
     llama = make_checkpoint(tmp_path / "llama", "llama", seed=2)
     odd = make_checkpoint(tmp_path / "odd", "llama", seed=2)
     change_tensors(wrap)(odd)
-    settings = PairSettings(sft=adapter, base=whole, reference=odd, fix_names=True)
+    settings = PairSettings(sft=str(adapter), base=str(whole), reference=str(odd), fix_names=True)
     sft, reference = directories(settings, Console(stderr=True))
     load_pair(sft, reference)  # or it says why they are none
     sequences = workload(300)
-    scorer = await started(sft, reference, tensor_parallel_size=2)
-    try:
-        got = await asyncio.gather(*map(scorer.score, sequences))
-    finally:
-        await scorer.close()
+    got = await score_with_two_workers(sft, reference, sequences)
     difference = largest_difference(got, oracle(sft, llama, sequences))
     say_difference(
         "engine process, tensor parallel size 2, merged adapter with renamed reference", difference
     )
     assert difference <= TOLERANCE
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="4-bit kernels need AVX-512")
+async def test_two_workers_share_a_quantised_model_and_one_in_another_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say_difference: Callable[[str, float], None]
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    plain = make_checkpoint(tmp_path / "plain", seed=1, hidden_size=128, dtype=torch.bfloat16)
+    reference = make_checkpoint(tmp_path / "reference", seed=2)
+    sft, dequantised = quantise(plain, tmp_path, "compressed-tensors W4A16")
+    sequences = workload(300)
+    got = await score_with_two_workers(sft, reference, sequences, dtypes=("bfloat16", "float32"))
+    want = oracle(dequantised, reference, sequences)
+    off_T = np.concatenate([abs(g.logp_sft_T - w.logp_sft_T) for g, w in zip(got, want, strict=True)])
+    beside_T = np.concatenate(
+        [abs(g.logp_reference_T - w.logp_reference_T) for g, w in zip(got, want, strict=True)]
+    )
+    say_difference("tensor parallel size 2, W4A16 in bfloat16, mean", float(off_T.mean()))
+    say_difference("tensor parallel size 2, the float32 reference beside it", float(beside_T.max()))
+    assert off_T.mean() < 0.05
+    assert beside_T.max() <= TOLERANCE
+
+
+async def test_two_workers_share_the_states_of_hybrids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say_difference: Callable[[str, float], None]
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    config = make_config(ZOO["Qwen3.5"])
+    sft, reference = (
+        write_checkpoint(tmp_path / side, config, seed=seed)
+        for seed, side in enumerate(("sft", "reference"), start=1)
+    )
+    sequences = workload(300)
+    got = await score_with_two_workers(sft, reference, sequences)
+    difference = largest_difference(got, oracle(sft, reference, sequences))
+    say_difference("tensor parallel size 2, Qwen3.5", difference)
+    assert difference <= HYBRIDS["Qwen3.5"]
 
 
 def wrap(tensors: dict[str, torch.Tensor]) -> None:

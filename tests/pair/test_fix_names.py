@@ -274,7 +274,7 @@ def test_old_keys_that_are_read_right_need_no_flag(fields: dict[str, Any], odd: 
 def test_the_flag_of_the_commands(plain: Path, odd: Path, cache: Path) -> None:
     rename(odd, ODD["DDP"])
     said = StringIO()
-    settings = PairSettings(sft=odd, reference=plain)
+    settings = PairSettings(sft=str(odd), reference=str(plain))
     assert directories(settings, Console(file=said)) == (odd, plain)
     assert said.getvalue() == ""
     sft, reference = directories(replace(settings, fix_names=True), Console(file=said))

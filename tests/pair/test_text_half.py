@@ -146,7 +146,7 @@ def test_an_adapter_of_the_whole_model(
 ) -> None:
     whole = make_whole_model(tmp_path / "whole", model_type)
     adapter = make_adapter(tmp_path / "adapter", whole, AutoModelForImageTextToText, r=4)
-    settings = PairSettings(sft=adapter, reference=whole)
+    settings = PairSettings(sft=str(adapter), reference=str(whole))
     sft, reference = directories(settings, Console(file=StringIO()))
     assert isinstance(load_pair(sft, reference).version, str)
     plain = AutoModelForImageTextToText.from_pretrained(
