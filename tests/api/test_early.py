@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from api.bodies import GOOD, body, changed
 from api.running import Running, make_service, running
+from densepath.api.app import create_app
 from densepath.api.edge import LOOPBACK_HOSTS, OPEN_ROUTES, allowed_hosts
+from densepath.commands.welcome import welcome
 from densepath.pair.pair import Pair
 
 EVIL = (
@@ -32,8 +36,16 @@ def local(pair: Pair) -> Iterator[Running]:
 def test_without_keys_only_the_names_of_this_machine_are_answered() -> None:
     assert allowed_hosts(None, guarded=False) == LOOPBACK_HOSTS
     assert allowed_hosts(None, guarded=True) == ()
-    assert allowed_hosts(" a.example, [::1] ,", guarded=False) == ["a.example", "::1"]
+    assert allowed_hosts(" a.example, [::1] ,", guarded=False) == (*LOOPBACK_HOSTS, "a.example", "::1")
     assert allowed_hosts("a.example,*", guarded=False) == ()
+
+
+async def test_the_welcome_of_the_demo_is_answered(pair: Pair) -> None:
+    service, said = make_service(pair), StringIO()
+    app = create_app(service, engine="fake", allowed_hosts=allowed_hosts("a.example", guarded=False))
+    await service.lifecycle.start()
+    await welcome(app, service, "http://0.0.0.0:8000", Console(file=said), needs_key=False)
+    assert "The rewards of a right answer and of one with a wrong letter" in said.getvalue()
 
 
 def test_another_host_is_refused(local: Running) -> None:

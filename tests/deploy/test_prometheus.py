@@ -89,12 +89,14 @@ def traffic(url: str) -> Iterator[None]:
         sending.result()
 
 
+def health_of_targets(stack: Stack) -> dict[str, str]:
+    targets = stack.prometheus.get("targets")["activeTargets"]
+    return {target["labels"]["job"]: target["health"] for target in targets}
+
+
 def test_everything_is_scraped_and_follows_prometheus_rules(stack: Stack) -> None:
-    targets = {
-        target["labels"]["job"]: target["health"]
-        for target in stack.prometheus.get("targets")["activeTargets"]
-    }
-    assert targets == {"densepath": "up", "densepath-trainer": "up", "prometheus": "up"}
+    up = {"densepath": "up", "densepath-trainer": "up", "prometheus": "up"}
+    until(lambda: health_of_targets(stack) == up, f"not all of {up} are scraped", stack.prometheus.log)
     for url in (stack.service, stack.trainer):
         check_metrics(httpx.get(f"{url}/metrics").text)
 

@@ -178,11 +178,14 @@ def sent_key(authorization: str) -> bytes | None:
 
 
 def allowed_hosts(setting: str | None, *, guarded: bool) -> Collection[str]:
-    """The names of `--allowed-hosts`; none allows any. With keys any is allowed: a web page has no key."""
+    """The names of `--allowed-hosts` and those of this machine. None allows any, which is right with keys.
+
+    A web page whose name leads to this machine has no key, and it never sends the machine's own names.
+    """
     if setting is None:
         return () if guarded else LOOPBACK_HOSTS
     names = [name.strip().strip("[]") for name in setting.split(",") if name.strip()]
-    return () if "*" in names else names
+    return () if "*" in names else (*LOOPBACK_HOSTS, *names)
 
 
 def host_name(headers: Headers) -> str:

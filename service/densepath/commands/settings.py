@@ -50,8 +50,9 @@ class ServeSettings(Limits, EngineOptions, PairSettings):
     allowed_hosts: Annotated[
         str | None,
         typer.Option(
-            help="Names in the Host header that are answered, separated by commas; * for any. Default: "
-            "localhost, 127.0.0.1 and ::1 without a key file, any with one. Probes and /metrics take any."
+            help="Names in the Host header that are answered besides localhost, 127.0.0.1 and ::1, separated "
+            "by commas; * for any. Default: none without a key file, any with one. Probes and /metrics take "
+            "any."
         ),
     ] = None
     drain_seconds: Annotated[

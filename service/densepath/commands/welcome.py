@@ -8,6 +8,7 @@ import httpx
 from fastapi import FastAPI
 from rich.console import Console
 
+from densepath.api.edge import LOOPBACK_HOSTS
 from densepath.api.service import Service
 from densepath.client import AsyncClient
 from densepath.show import reward_text
@@ -24,7 +25,7 @@ async def welcome(app: FastAPI, service: Service, url: str, say: Console, *, nee
         return  # the service keeps only the hashes of its keys
     messages = [{"role": "user", "content": PROMPT}]
     items = [{"messages": messages, "response": response, "append_eos": True} for response in (RIGHT, WRONG)]
-    async with AsyncClient("http://densepath", transport=httpx.ASGITransport(app)) as client:
+    async with AsyncClient(f"http://{LOOPBACK_HOSTS[0]}", transport=httpx.ASGITransport(app)) as client:
         scores = await client.score(items, include=("tokens",))
     what = "The rewards of a right answer and of one with a wrong letter, in nats:"
     say.print(f"\nPrompt: {PROMPT}. {what}", soft_wrap=True)

@@ -235,6 +235,5 @@ def test_a_service_that_is_not_there_ends_it_in_words(
         *options(url, ending_pair[0], prompts_file, tmp_path / "run"), *QUICK, "--wait-seconds", "1"
     )
     assert status == 2, said
-    assert "the service has not answered" in said
-    assert "did not answer within 1 s" in said
+    assert "the service did not answer within 1 s" in said
     assert not (tmp_path / "run").exists()
