@@ -51,7 +51,7 @@ def rewritten(
             if not target.is_dir():
                 on_write()
                 with whole_directory(target) as partial:
-                    _write(directory, weights, change, partial)
+                    _write(directory, files, weights, change, partial)
                     if names := changed(directory, files):
                         raise InvalidPairError(f"{directory} changed while it was copied: {', '.join(names)}")
     except OSError as error:
@@ -72,9 +72,11 @@ def _key(directory: Path, files: Identities, change: Change) -> str:
     )
 
 
-def _write(directory: Path, weights: Mapping[str, Tensors], change: Change, target: Path) -> None:
+def _write(
+    directory: Path, files: Identities, weights: Mapping[str, Tensors], change: Change, target: Path
+) -> None:
     (target / CONFIG).write_text(json.dumps(change.config, indent=2) + "\n", encoding="utf-8")
-    for name in identify_all(directory):
+    for name in files:
         if name not in (CONFIG, INDEX) and not name.endswith(".safetensors"):
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(directory / name, target / name)

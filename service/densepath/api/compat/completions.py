@@ -8,24 +8,18 @@ from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from densepath.api.answers import to_json, write_answer
 from densepath.api.body import answer_json, check_count, in_pool, parse_json, validate, wanted
 from densepath.api.compat.prompt_scores import (
+    ListsOfIds,
     PromptScore,
     Temperature,
     Top,
     as_vllm,
     refuse_generation,
+    refused_as,
     score_prompts,
     shown,
 )
@@ -36,14 +30,6 @@ from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.engine.scorer import View
 from densepath.errors import InvalidItemError, InvalidRequestError
-
-
-def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Give one sentence, where pydantic gives a line for each of the four types."""
-    try:
-        return handler(value)
-    except ValidationError:
-        raise ValueError("must be a text, texts, a list of token ids, or several such lists") from None
 
 
 def _form(value: Any) -> str | None:
@@ -60,9 +46,9 @@ Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[Texts, Tag("texts")]
     | Annotated[TokenIds, Tag("ids")]
-    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists")],
+    | Annotated[ListsOfIds, Tag("lists")],
     Discriminator(_form),
-    WrapValidator(_in_words),
+    refused_as("must be a text, texts, a list of token ids, or several such lists"),
 ]
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from densepath.api.compat.views import Score, score_view
+from densepath.api.schemas import TokenIds
 from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.engine.scorer import View
@@ -27,6 +28,20 @@ UNFINISHED = "\ufffd"
 MOST_TOKENS_BEFORE = 4  # a character has at most 4 bytes, and a token has at least one
 
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
+#: Several lists of token ids. The check ends at the first wrong one.
+ListsOfIds = Annotated[list[TokenIds], Field(fail_fast=True)]
+
+
+def refused_as(words: str) -> WrapValidator:
+    """One sentence for a value that is refused, where pydantic gives a line for each type of a union."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(words) from None
+
+    return WrapValidator(validate)
 
 
 def _temperature(value: float | None) -> float | None:

@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import BaseModel, Discriminator, Field, Tag
 
-from densepath.api.compat.prompt_scores import Top
+from densepath.api.compat.prompt_scores import ListsOfIds, Top, refused_as
 from densepath.api.schemas import Strict, Texts, TokenIds
-
-
-def _in_words(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Give one sentence, where pydantic gives a line for each of the types."""
-    try:
-        return handler(value)
-    except ValidationError:
-        raise ValueError("must be a list of token ids, or several such lists") from None
 
 
 def _form(value: Any) -> str:
@@ -32,9 +16,9 @@ def _form(value: Any) -> str:
 
 
 InputIds = Annotated[
-    Annotated[TokenIds, Tag("ids")] | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists")],
+    Annotated[TokenIds, Tag("ids")] | Annotated[ListsOfIds, Tag("lists")],
     Discriminator(_form),
-    WrapValidator(_in_words),
+    refused_as("must be a list of token ids, or several such lists"),
 ]
 StartLen = Annotated[int, Field(ge=-1)]
 #: A token of a log-probability list: its log-probability, its id, its text where it is asked for.
