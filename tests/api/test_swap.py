@@ -53,8 +53,11 @@ def test_an_answer_names_the_pair_that_scored_it(path: str, pair: Pair) -> None:
         served.until(old.started.is_set)
         other = replace(pair, version="another-version")
         swapped = replace(lifecycle.served, pair=other, scorer=FakeScorer(CONTEXT_LENGTH))
-        served.now(lambda: setattr(lifecycle, "served", swapped))
+        assert served.now(lambda: lifecycle.switch(swapped)).scorer is old
+        assert served.metric("densepath_pair_info", model="default", version=pair.version, verified="no") == 0
         assert version_of(served.client.post(path, json=body)) == "another-version"
         served.now(gate.set)
         assert version_of(waiting.result(timeout=30)) == pair.version
         assert (old.scored, served.scorer.scored) == (1, 1)
+        served.now(lambda: setattr(old, "dead", True))
+        assert served.metric("densepath_engine_up") == 1, "it is that of the new engine"

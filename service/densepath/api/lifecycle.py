@@ -16,6 +16,9 @@ from densepath.errors import DrainingError, EngineUnavailableError
 from densepath.telemetry.metrics import Metrics
 from densepath.verification.start import Start
 
+#: The time between two looks at the engine.
+LOOK_SECONDS = 0.5
+
 log = structlog.get_logger()
 
 
@@ -65,6 +68,19 @@ class Lifecycle:
             verification=verdict.line(),
         )
 
+    def switch(self, served: Served) -> Served:
+        """Serve this from now on. Its engine is started and verified.
+
+        Returns what was served until now. Requests that took it keep it, so the caller closes its scorer, if
+        it is another one, when they are answered. `died()` and the metrics follow the new one. Raises
+        DrainingError where the service is shutting down: the caller then closes the new scorer.
+        """
+        if self.phase is Phase.DRAINING:
+            raise draining()
+        old, self.served = self.served, served
+        self._metrics.show_verdict(served.model_name, served.pair.version, served.verdict)
+        return old
+
     def take(self) -> Served:
         """What a request is scored by. Raises EngineUnavailableError or DrainingError where nothing is."""
         if problem := self.problem():
@@ -84,9 +100,15 @@ class Lifecycle:
         return self.phase is Phase.STARTING or self.served.scorer.alive()
 
     async def died(self) -> None:
-        """Return when the engine of the loaded pair is gone."""
+        """Return when the engine of what is served is gone. The engine may change meanwhile."""
         await self.loaded.wait()
-        await self.served.scorer.died()
+        while (scorer := self.served.scorer).alive():
+            end = asyncio.ensure_future(scorer.died())
+            try:
+                while self.served.scorer is scorer and not end.done():
+                    await asyncio.wait({end}, timeout=LOOK_SECONDS)
+            finally:
+                end.cancel()
 
     @contextmanager
     def answering(self) -> Iterator[None]:

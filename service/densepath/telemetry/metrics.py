@@ -140,7 +140,8 @@ class Metrics:
             self.rejections.labels(code)
 
     def show_verdict(self, model: str, version: str, verdict: Verdict) -> None:
-        """Record the served pair and the result of its verification."""
+        """Record the served pair and the result of its verification, instead of those of before."""
+        self.pair_info.clear()
         self.pair_info.labels(model, version, "yes" if verdict.verified else "no").set(1)
         if verdict.noise is not None:
             self.score_noise.set(verdict.noise)
