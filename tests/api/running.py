@@ -20,7 +20,7 @@ import pytest
 from checkpoints import make_tokenizer
 from densepath import sequences
 from densepath.api.app import create_app
-from densepath.api.keys import ApiKeys
+from densepath.api.keys import ApiKeys, Guard
 from densepath.api.served import Served
 from densepath.api.server import build_server
 from densepath.api.service import Service
@@ -148,6 +148,7 @@ def running(
     service: Service,
     *,
     keys: tuple[str, ...] = (),
+    admin_keys: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
     examples: ListLike[Mapping[str, Any]] = (),
 ) -> Iterator[Running]:
@@ -157,7 +158,8 @@ def running(
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    app = create_app(service, engine="fake", keys=ApiKeys(list(keys)), allowed_hosts=hosts, examples=examples)
+    guard = Guard(ApiKeys(keys), ApiKeys(admin_keys))
+    app = create_app(service, engine="fake", guard=guard, allowed_hosts=hosts, examples=examples)
     server = build_server(app, service.limits)
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 
 from api.bodies import GOOD
 from api.running import Running, make_service, read_all, running
-from densepath.api.keys import ApiKeys
-from densepath.errors import InvalidRequestError
+from densepath.api.keys import ApiKeys, Guard
+from densepath.errors import AccessError, InvalidRequestError
 from densepath.pair.pair import Pair
 
-KEY, OTHER = "k3y-of-the-trainer", "schlüssel-à"
+KEY, OTHER, ADMIN = "k3y-of-the-trainer", "schlüssel-à", "k3y-of-the-operator"
+ADMIN_ROUTES = ("/admin", "/admin/", "/admin/pair", "/admin/selftest", "/admin/nothing", "/%61dmin/pair")
 OPEN = ("/livez", "/readyz", "/health", "/metrics")
 BASIC = 'Basic realm="densepath", charset="UTF-8"'
 UNKNOWN = ("/", "/docs", "/livez/", "/LIVEZ", "//livez", "/livez/../v1/pair", "/metrics2")
@@ -23,6 +25,12 @@ UNKNOWN = ("/", "/docs", "/livez/", "/LIVEZ", "//livez", "/livez/../v1/pair", "/
 @pytest.fixture(scope="module")
 def guarded(pair: Pair) -> Iterator[Running]:
     with running(make_service(pair), keys=(KEY, OTHER)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def administered(pair: Pair) -> Iterator[Running]:
+    with running(make_service(pair), keys=(KEY, OTHER), admin_keys=(ADMIN,)) as served:
         yield served
 
 
@@ -140,6 +148,50 @@ def test_a_browsers_password_is_of_no_use_to_another_site(guarded: Running) -> N
     assert guarded.client.post("/admin/selftest", headers=headers).status_code == 403
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE"])
+def test_every_route_in_every_method(method: str, administered: Running, guarded: Running) -> None:
+    paths = {path for _, path in routes(administered)} | {"/playground/examples", "/playground/main.js"}
+
+    def status(served: Running, path: str, headers: dict[str, str]) -> int:
+        return served.client.request(method, path, headers=headers).status_code
+
+    passed = (200, 404, 405, 415, 422)
+    wrong = (bearer("wrong"), basic("wrong"), {})
+    for path in paths - {*ADMIN_ROUTES, *OPEN}:
+        assert {status(administered, path, sent) for sent in (*wrong, basic(ADMIN))} == {401}, path
+        for sent in (bearer(KEY), bearer(ADMIN), basic(KEY)):
+            assert status(administered, path, sent) in passed, path
+    for path in OPEN:
+        for sent in (*wrong, basic(ADMIN), bearer(KEY), bearer(ADMIN)):
+            assert status(administered, path, sent) in (200, 405), path
+    for path in ADMIN_ROUTES:
+        for sent in (*wrong, basic(KEY), basic(ADMIN)):
+            assert status(administered, path, sent) == 401, path
+            assert status(guarded, path, sent) == 403, path
+        assert status(administered, path, bearer(KEY)) == status(guarded, path, bearer(KEY)) == 403, path
+        assert status(administered, path, bearer(ADMIN)) in passed, path
+
+
+def test_why_an_admin_route_is_refused(administered: Running, guarded: Running) -> None:
+    for served, headers, code in (
+        (administered, bearer(KEY), "admin_key_required"),
+        (administered, {}, "invalid_api_key"),
+        (administered, basic(ADMIN), "invalid_api_key"),
+        (guarded, bearer(KEY), "admin_key_required"),
+        (guarded, {}, "admin_key_required"),
+    ):
+        answer = served.client.put("/admin/pair", headers=headers)
+        assert answer.json()["error"]["code"] == code
+        assert (answer.status_code == 401) == ("www-authenticate" in answer.headers)
+        assert BASIC not in answer.headers.get_list("www-authenticate")
+
+
+def test_an_admin_key_alone_leaves_the_other_routes_open(pair: Pair) -> None:
+    with running(make_service(pair), admin_keys=(ADMIN,)) as served:
+        assert served.client.get("/v1/pair").status_code == 200
+        assert served.client.put("/admin/pair").status_code == 401
+
+
 def test_a_refused_body_is_not_read(guarded: Running) -> None:
     with guarded.connect() as raw:
         raw.sendall(
@@ -173,6 +225,40 @@ def test_a_key_file_has_one_key_a_line(tmp_path: Path) -> None:
     assert not ApiKeys.from_file(None)
 
 
+def test_keys_follow_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("densepath.api.keys.time.monotonic", lambda: now)
+    file = tmp_path / "keys"
+    file.write_text("one\n")
+    keys = ApiKeys.from_file(file)
+
+    def accepted() -> list[str]:
+        nonlocal now
+        now += 60
+        keys.accept(b"")
+        return [key for key in ("one", "two", "three") if keys.accept(key.encode())]
+
+    assert accepted() == ["one"]
+    file.write_text("two\nthree\n")
+    assert accepted() == ["two", "three"]
+    for broken in ("", "# none\n", None):
+        file.unlink() if broken is None else file.write_text(broken)
+        capfd.readouterr()
+        assert accepted() == accepted() == ["two", "three"]
+        written = capfd.readouterr()
+        assert (written.out + written.err).count("keys_kept") == 1
+    new = tmp_path / "new"
+    new.write_text("one\n")
+    new.rename(file)
+    assert accepted() == ["one"]
+    file.write_text("three\n")
+    keys.reload()
+    assert keys.accept(b"three")
+    assert not keys.accept(b"one")
+
+
 def test_an_empty_key_file_is_an_error_and_not_an_open_door(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# none yet\n\n")
@@ -195,7 +281,11 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         "densepath.api.keys.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b)
     )
-    keys = ApiKeys(["one", "two", "three"])
-    assert keys.accept(b"one")
-    assert len(compared) == 3
+    guard = Guard(ApiKeys(["one", "two", "three"]), ApiKeys(["four", "five"]))
+    for sent in ("one", "three", "four", "six"):
+        for path in ("/v1/pair", "/admin/pair"):
+            compared.clear()
+            with contextlib.suppress(AccessError):
+                guard.check(path, f"Bearer {sent}")
+            assert len(compared) == 5
     assert all(len(a) == len(b) == 32 for a, b in compared)

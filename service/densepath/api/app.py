@@ -17,7 +17,7 @@ from densepath.api.compat import completions, openrlhf, sglang
 from densepath.api.compat import vllm_generate as token_generate
 from densepath.api.compat.errors import answer_of
 from densepath.api.edge import Edge, route_error
-from densepath.api.keys import ApiKeys
+from densepath.api.keys import Guard
 from densepath.api.service import Service
 
 
@@ -25,7 +25,7 @@ def create_app(
     service: Service,
     *,
     engine: str,
-    keys: ApiKeys | None = None,
+    guard: Guard | None = None,
     allowed_hosts: Collection[str] = (),
     examples: Sequence[Mapping[str, Any]] = (),
 ) -> FastAPI:
@@ -57,7 +57,7 @@ def create_app(
     app.add_middleware(
         Edge,
         lifecycle=service.lifecycle,
-        keys=keys or ApiKeys([]),
+        guard=guard or Guard(),
         max_body_bytes=service.limits.max_body_bytes,
         bodies=service.bodies,
         metrics=service.metrics,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 import time
@@ -17,10 +16,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from densepath.admission import ByteBudget
-from densepath.api.keys import ApiKeys
+from densepath.api.keys import Guard
 from densepath.api.lifecycle import Lifecycle
 from densepath.errors import (
-    AdminKeyRequiredError,
     BodyTooLargeError,
     DensepathError,
     DrainingError,
@@ -64,7 +62,7 @@ class Edge:
         app: ASGIApp,
         *,
         lifecycle: Lifecycle,
-        keys: ApiKeys,
+        guard: Guard,
         max_body_bytes: int,
         bodies: ByteBudget,
         metrics: Metrics,
@@ -74,7 +72,7 @@ class Edge:
     ) -> None:
         self.app = app
         self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
-        self.lifecycle, self.keys = lifecycle, keys
+        self.lifecycle, self.guard = lifecycle, guard
         self.max_body_bytes, self.bodies = max_body_bytes, bodies
         self.metrics, self.traces, self.shape_error = metrics, traces, shape_error
 
@@ -118,12 +116,8 @@ class Edge:
                 "--allowed-hosts",
                 param="Host",
             )
-        if path.startswith("/admin/"):
-            raise AdminKeyRequiredError("the /admin routes are off: this service has no admin key")
-        if self.keys and path not in OPEN_ROUTES:
-            key = sent_key(headers.get("authorization", ""))
-            if key is None or not self.keys.accept(key):
-                raise InvalidApiKeyError("send a valid key as `Authorization: Bearer KEY`")
+        if path not in OPEN_ROUTES:
+            self.guard.check(path, headers.get("authorization", ""))
         if "content-encoding" in headers:
             raise UnsupportedMediaTypeError("a body with a Content-Encoding is refused: send it as it is")
         if "transfer-encoding" in headers and "content-length" in headers:
@@ -160,21 +154,6 @@ class Edge:
                 seconds=round(elapsed, 6),
                 code=code,
             )
-
-
-def sent_key(authorization: str) -> bytes | None:
-    """The key in an Authorization header: the Bearer token, or the Basic password (docs/decisions/0009)."""
-    scheme, _, value = authorization.partition(" ")
-    value = value.strip(" \t")
-    if scheme.lower() == "bearer":
-        return value.encode("latin-1")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        _, colon, password = base64.b64decode(value, validate=True).partition(b":")
-    except ValueError:  # no base64, or not even ASCII
-        return None
-    return password if colon else None
 
 
 def allowed_hosts(setting: str | None, *, guarded: bool) -> Collection[str]:

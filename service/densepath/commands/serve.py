@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from typing import Any
 
@@ -24,7 +25,7 @@ def serve_pair(settings: ServeSettings, say: Console) -> None:
 def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Console) -> None:
     from densepath.api.app import create_app
     from densepath.api.edge import allowed_hosts
-    from densepath.api.keys import ApiKeys
+    from densepath.api.keys import ApiKeys, Guard
     from densepath.api.served import Served
     from densepath.api.server import serve
     from densepath.api.service import Service
@@ -34,7 +35,10 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
 
     configure_logs()
     traces = open_traces()  # before the engine: it takes a variable of theirs away
-    keys = ApiKeys.from_file(settings.api_key_file)
+    guard = Guard(
+        ApiKeys.from_file(settings.api_key_file),
+        ApiKeys.from_file(settings.admin_key_file, "--admin-key-file"),
+    )
     pair = read_pair(settings, say)
     scorer, start = build_engine(pair, settings.engine, settings, settings.verify, say)
     served = Served(pair, load_tokenizer(pair), scorer, settings.model_name, settings.teacher_kl)
@@ -43,8 +47,8 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
     app = create_app(
         service,
         engine=settings.engine.value,
-        keys=keys,
-        allowed_hosts=allowed_hosts(settings.allowed_hosts, guarded=bool(keys)),
+        guard=guard,
+        allowed_hosts=allowed_hosts(settings.allowed_hosts, guarded=bool(guard.callers)),
         examples=examples,
     )
     url = f"http://{settings.host}:{sockets[0].getsockname()[1]}"
@@ -52,8 +56,10 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
 
     async def run() -> None:
         showing = None
+        if guard.callers or guard.operators:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, guard.reload)
         if settings.demo:
-            showing = asyncio.ensure_future(welcome(app, service, url, say, needs_key=bool(keys)))
+            showing = asyncio.ensure_future(welcome(app, service, url, say, needs_key=bool(guard.callers)))
         try:
             await serve(app, service, sockets, drain_seconds=settings.drain_seconds)
         finally:

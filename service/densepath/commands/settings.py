@@ -47,6 +47,13 @@ class ServeSettings(Limits, EngineOptions, PairSettings):
         Path | None,
         typer.Option(help="File with one API key per line. Without it, every route is open to everyone."),
     ] = None
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with one admin key per line, for the routes under /admin. Without it, they are off. "
+            "An admin key is also good for every other route."
+        ),
+    ] = None
     allowed_hosts: Annotated[
         str | None,
         typer.Option(
