@@ -24,6 +24,7 @@ from densepath.api.keys import ApiKeys, Guard
 from densepath.api.served import Served
 from densepath.api.server import build_server
 from densepath.api.service import Service
+from densepath.api.swap import Swapping
 from densepath.config import Limits
 from densepath.engine.fake import FakeScorer
 from densepath.pair.pair import Pair, load_pair
@@ -151,6 +152,7 @@ def running(
     admin_keys: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
     examples: ListLike[Mapping[str, Any]] = (),
+    swapping: Swapping | None = None,
 ) -> Iterator[Running]:
     """Serve until the block ends. The socket listens before the server runs: there is nothing to wait for."""
     # As uvicorn's own: asyncio sends small answers at once only where the protocol is spelled out.
@@ -159,7 +161,9 @@ def running(
     listener.listen()
     port = listener.getsockname()[1]
     guard = Guard(ApiKeys(keys), ApiKeys(admin_keys))
-    app = create_app(service, engine="fake", guard=guard, allowed_hosts=hosts, examples=examples)
+    app = create_app(
+        service, engine="fake", guard=guard, allowed_hosts=hosts, examples=examples, swapping=swapping
+    )
     server = build_server(app, service.limits)
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()

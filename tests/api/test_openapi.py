@@ -29,6 +29,8 @@ CONTRACT = {
     ("get", "/model_info"),
     ("get", "/get_model_info"),
     ("post", "/get_reward"),
+    ("put", "/admin/pair"),
+    ("post", "/admin/selftest"),
 }
 EVERYTHING = {
     "model": "default",

@@ -62,7 +62,10 @@ def test_the_routes_are_those_of_the_service(served: Running) -> None:
     document = served.client.get("/openapi.json").json()
     routes = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
     table = {
-        name for row in rows(API, "`GET") + rows(API, "`POST") for name in re.findall(r"`(\S+ /\S*)`", row[0])
+        name
+        for method in ("GET", "POST", "PUT")
+        for row in rows(API, f"`{method}")
+        for name in re.findall(r"`(\S+ /\S*)`", row[0])
     }
     assert table - {"GET /"} == routes
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 import densepath
-from densepath.api import openapi, playground, routes
+from densepath.api import admin, openapi, playground, routes
 from densepath.api import rewards as scoring
 from densepath.api.compat import completions, openrlhf, sglang
 from densepath.api.compat import vllm_generate as token_generate
@@ -19,6 +19,7 @@ from densepath.api.compat.errors import answer_of
 from densepath.api.edge import Edge, route_error
 from densepath.api.keys import Guard
 from densepath.api.service import Service
+from densepath.api.swap import Swapping
 
 
 def create_app(
@@ -28,10 +29,12 @@ def create_app(
     guard: Guard | None = None,
     allowed_hosts: Collection[str] = (),
     examples: Sequence[Mapping[str, Any]] = (),
+    swapping: Swapping | None = None,
 ) -> FastAPI:
     """All routes over one `Service`. Without `allowed_hosts`, the Host header may be any.
 
-    The playground offers `examples`: prompts with two responses each.
+    The playground offers `examples`: prompts with two responses each. Without `swapping`, the pair stays as
+    it is.
     """
     app = FastAPI(
         title="densepath",
@@ -51,6 +54,7 @@ def create_app(
         sglang.router(service),
         openrlhf.router(service),
         playground.router(examples),
+        admin.router(service, swapping),
     ):
         app.include_router(router)
     app.add_exception_handler(HTTPException, _raise_route_error)

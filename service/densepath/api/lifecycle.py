@@ -37,6 +37,7 @@ class Lifecycle:
         self.served = served
         self.phase = Phase.STARTING
         self.in_flight = 0  # requests that are being answered, health probes left out
+        self._answering: set[asyncio.Event] = set()  # each is set when its request is answered
         self.idle = asyncio.Event()
         self.idle.set()
         self.loaded = asyncio.Event()
@@ -115,12 +116,20 @@ class Lifecycle:
         """Count a request while it is being answered."""
         self.in_flight += 1
         self.idle.clear()
+        self._answering.add(end := asyncio.Event())
         try:
             yield
         finally:
+            self._answering.remove(end)
+            end.set()
             self.in_flight -= 1
             if self.in_flight == 0:
                 self.idle.set()
+
+    async def answered(self) -> None:
+        """Return when every request that is being answered now has been answered."""
+        for end in tuple(self._answering):
+            await end.wait()
 
 
 def draining() -> DrainingError:

@@ -33,6 +33,7 @@ from densepath.api.schemas import (
 )
 from densepath.api.served import Served
 from densepath.api.service import Service
+from densepath.config import Limits
 from densepath.engine.scorer import engine_died
 from densepath.errors import InvalidItemError
 from densepath.wire import JSON_MEDIA_TYPE
@@ -75,7 +76,6 @@ def health(service: Service) -> APIRouter:
 def about(service: Service, engine: str) -> APIRouter:
     """The routes that describe what is served."""
     routes = APIRouter(responses=ERRORS)
-    limits = service.limits
     loaded = int(time.time())
 
     @routes.get("/version", response_model=VersionAnswer)
@@ -87,26 +87,7 @@ def about(service: Service, engine: str) -> APIRouter:
     @routes.get("/v1/pair", response_model=PairAnswer)
     async def served_pair() -> PairAnswer:
         """The served pair, its verification, and the limits of one request."""
-        served = service.lifecycle.served
-        pair = served.pair
-        return PairAnswer(
-            model=served.model_name,
-            version=pair.version,
-            sources=PairSources(sft=pair.sources[0], reference=pair.sources[1]),
-            dtype=served.scorer.dtype,
-            reference_dtype=served.scorer.reference_dtype,
-            verified=VerifiedAnswer.model_validate(asdict(served.verdict)),
-            vocab_size=pair.embedding_size,
-            context_length=served.scorer.context_length,
-            tokenizer_fingerprint=pair.tokenizer_fingerprint,
-            chat_template_fingerprint=pair.chat_template_fingerprint,
-            eos_token_ids=sorted(pair.eos_token_ids),
-            limits=PairLimits(
-                max_items=limits.max_items,
-                max_body_bytes=limits.max_body_bytes,
-                max_queued_tokens=limits.max_queued_tokens,
-            ),
-        )
+        return pair_answer(service.lifecycle.served, service.limits)
 
     @routes.get("/v1/models", response_model=ModelsAnswer)
     async def models() -> ModelsAnswer:
@@ -117,6 +98,29 @@ def about(service: Service, engine: str) -> APIRouter:
         return ModelsAnswer(data=[ModelCard(id=name, created=loaded, max_model_len=length) for name in names])
 
     return routes
+
+
+def pair_answer(served: Served, limits: Limits) -> PairAnswer:
+    """How a pair is shown."""
+    pair = served.pair
+    return PairAnswer(
+        model=served.model_name,
+        version=pair.version,
+        sources=PairSources(sft=pair.sources[0], reference=pair.sources[1]),
+        dtype=served.scorer.dtype,
+        reference_dtype=served.scorer.reference_dtype,
+        verified=VerifiedAnswer.model_validate(asdict(served.verdict)),
+        vocab_size=pair.embedding_size,
+        context_length=served.scorer.context_length,
+        tokenizer_fingerprint=pair.tokenizer_fingerprint,
+        chat_template_fingerprint=pair.chat_template_fingerprint,
+        eos_token_ids=sorted(pair.eos_token_ids),
+        limits=PairLimits(
+            max_items=limits.max_items,
+            max_body_bytes=limits.max_body_bytes,
+            max_queued_tokens=limits.max_queued_tokens,
+        ),
+    )
 
 
 def tokenizing(service: Service) -> APIRouter:

@@ -268,6 +268,25 @@ class VerifiedAnswer(BaseModel):
     left_out: Annotated[list[str], Field(description="probes that would have been too long")]
 
 
+class SwapRequest(Strict):
+    """Which pair to serve next."""
+
+    sft: Annotated[str, Field(description="a directory under --pair-root")]
+    reference: Annotated[str, Field(description="a directory under --pair-root")]
+
+
+class SelftestAnswer(BaseModel):
+    """What a self-test has found."""
+
+    object: Literal["selftest"] = "selftest"
+    model_version: str
+    largest_difference: Annotated[
+        float, Field(description="nats, between two scores of one token: alone or together, cold or warm")
+    ]
+    probes: Annotated[int, Field(description="sequences that were scored four times")]
+    tokens: Annotated[int, Field(description="of these sequences")]
+
+
 class PairAnswer(BaseModel):
     """The served pair."""
 

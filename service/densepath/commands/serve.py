@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import signal
 import socket
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from densepath.commands.engines import build_engine
-from densepath.commands.pairs import load_tokenizer, read_pair
+from densepath.commands.pairs import load_tokenizer, read_pair, show_notes
 from densepath.commands.settings import ServeSettings
+from densepath.errors import InvalidRequestError
+from densepath.pair.pair import Pair, Progress, load_pair
+from densepath.pair.text_half import text_half
+
+if TYPE_CHECKING:
+    from densepath.api.served import Served
+    from densepath.verification.start import Start
 
 
 def serve_pair(settings: ServeSettings, say: Console) -> None:
@@ -26,9 +36,9 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
     from densepath.api.app import create_app
     from densepath.api.edge import allowed_hosts
     from densepath.api.keys import ApiKeys, Guard
-    from densepath.api.served import Served
     from densepath.api.server import serve
     from densepath.api.service import Service
+    from densepath.api.swap import Swapping
     from densepath.commands.welcome import welcome
     from densepath.telemetry.logs import configure_logs
     from densepath.telemetry.traces import open_traces
@@ -39,9 +49,14 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
         ApiKeys.from_file(settings.api_key_file),
         ApiKeys.from_file(settings.admin_key_file, "--admin-key-file"),
     )
-    pair = read_pair(settings, say)
-    scorer, start = build_engine(pair, settings.engine, settings, settings.verify, say)
-    served = Served(pair, load_tokenizer(pair), scorer, settings.model_name, settings.teacher_kl)
+    swapping = None
+    if settings.pair_root is not None:
+        if not settings.pair_root.is_dir():
+            raise InvalidRequestError(f"--pair-root: there is no directory {settings.pair_root}")
+        swapping = Swapping(
+            settings.pair_root, functools.partial(_prepare, settings, say), settings.drain_seconds
+        )
+    served, start = _served(settings, read_pair(settings, say), say)
     service = Service(served, start, limits=settings, traces=traces)
     examples = _demo_examples() if settings.demo else ()
     app = create_app(
@@ -50,6 +65,7 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
         guard=guard,
         allowed_hosts=allowed_hosts(settings.allowed_hosts, guarded=bool(guard.callers)),
         examples=examples,
+        swapping=swapping,
     )
     url = f"http://{settings.host}:{sockets[0].getsockname()[1]}"
     say.print(f"loading the pair into the {settings.engine.value} engine: {url}")
@@ -71,6 +87,26 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
         asyncio.run(run())
     finally:
         traces.close()
+
+
+def _served(settings: ServeSettings, pair: Pair, say: Console) -> tuple[Served, Start]:
+    from densepath.api.served import Served
+
+    scorer, start = build_engine(pair, settings.engine, settings, settings.verify, say)
+    return Served(pair, load_tokenizer(pair), scorer, settings.model_name, settings.teacher_kl), start
+
+
+def _prepare(
+    settings: ServeSettings, say: Console, sft: Path, reference: Path, progress: Progress
+) -> tuple[Served, Start]:
+    """Another pair, as `densepath.api.swap` wants it. Adapters and names of the hub are not followed."""
+    # A fork would copy the clients' connections, and locks that other threads hold.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    tell = functools.partial(say.print, markup=False, soft_wrap=True)
+    directories = (text_half(directory, tell) for directory in (sft, reference))
+    pair = load_pair(*directories, allow_same=settings.allow_same, progress=progress)
+    show_notes(pair, say)
+    return _served(settings, pair, say)
 
 
 def _demo_examples() -> list[dict[str, Any]]:

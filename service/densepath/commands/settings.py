@@ -54,6 +54,13 @@ class ServeSettings(Limits, EngineOptions, PairSettings):
             "An admin key is also good for every other route."
         ),
     ] = None
+    pair_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory under which PUT /admin/pair finds other pairs to serve. Without it, the pair "
+            "stays as it is."
+        ),
+    ] = None
     allowed_hosts: Annotated[
         str | None,
         typer.Option(

@@ -125,6 +125,13 @@ class Metrics:
             ["model", "version", "verified"],
             registry=registry,
         )
+        self.pair_swaps = Counter(
+            "densepath_pair_swaps",
+            "Swaps of the served pair, by their result: success, refused (the new pair cannot be served), "
+            "failed (a fault of the service), cancelled",
+            ["result"],
+            registry=registry,
+        )
         self.score_noise = Gauge(
             "densepath_score_noise",
             "Largest difference, in nats, between the engine's scores of the same sequences: scored alone or "
@@ -136,6 +143,8 @@ class Metrics:
         # Each series starts at 0, so that Prometheus sees its first count as an increase.
         for kind in ("prompt", "cached", "response"):
             self.tokens.labels(kind)
+        for result in ("success", "refused", "failed", "cancelled"):
+            self.pair_swaps.labels(result)
         for code in BY_CODE:
             self.rejections.labels(code)
 

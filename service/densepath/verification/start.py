@@ -30,7 +30,8 @@ from densepath.verification.compare import (
 )
 from densepath.verification.memory import combination, recall, remember
 from densepath.verification.oracle import OracleAnswer, OracleError, OracleJob, TooSlowError, ask_oracle
-from densepath.verification.probes import Probes, choose_probes
+from densepath.verification.probes import Probes
+from densepath.verification.selftest import probes_of
 from densepath.verification.verdict import Difference, Verdict, not_verified
 
 #: How long transformers may take with `auto`. With `always` there is no limit.
@@ -122,15 +123,8 @@ class Verifier:
 
     def probes(self) -> Probes:
         """The sequences to verify with."""
-        from transformers import AutoConfig
-
-        sft, reference = (
-            AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True).to_dict()
-            for directory in (self.pair.sft, self.pair.reference)
-        )
-        return choose_probes(
-            (sft, reference),
-            vocab_size=self.pair.embedding_size,
+        return probes_of(
+            self.pair,
             context_length=self.arguments["max_model_len"],
             tokens_per_step=self.arguments["max_num_batched_tokens"],
         )

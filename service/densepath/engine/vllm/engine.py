@@ -54,6 +54,9 @@ class VllmScorer:
         self.context_length: int = arguments["max_model_len"]
         self.dtype, self.reference_dtype = computed_dtypes(arguments)
         self._llm: Any = None  # an AsyncLLM once started
+        self._loading: asyncio.Future[AsyncLLM] | None = None
+        self._others: set[int | None] = set()  # processes that this engine has not started
+        self._own: set[int | None] = set()  # once it is loaded
 
     async def start(self) -> None:
         """Start the engine process and load both models. The event loop is not blocked meanwhile.
@@ -62,8 +65,11 @@ class VllmScorer:
         """
         register()
         mark_children()
+        self._others = {process.pid for process in multiprocessing.active_children()}
         with reasons(), engine_process():
-            self._llm = await asyncio.to_thread(self._load)
+            self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+            self._llm = await asyncio.shield(self._loading)
+        self._own = {process.pid for process in multiprocessing.active_children()} - self._others
         self._short = ShortSequences.of(self._llm.model_config)
         self._death = asyncio.ensure_future(self.died())
 
@@ -105,7 +111,7 @@ class VllmScorer:
         return self._llm is not None and not self._llm.errored
 
     async def close(self) -> None:
-        """End the engine process, also one that is still starting."""
+        """End the engine process, also one that is still starting. Other engines are not affected."""
         forget()
         if self._llm is not None:
             self._death.cancel()
@@ -114,8 +120,19 @@ class VllmScorer:
                 handler.cancel()
             await asyncio.to_thread(self._llm.shutdown)
             self._llm = None
+        self._kill()
+        while self._loading is not None and not self._loading.done():  # its thread ends after its process
+            self._kill()
+            await asyncio.wait({self._loading}, timeout=DEATH_LOOK_SECONDS)
+        if self._loading is not None and not self._loading.cancelled():
+            self._loading.exception()  # so that asyncio does not report it as unread
+
+    def _kill(self) -> None:
+        """Kill what is left of this engine. While it is loading, that is what was started since."""
+        loaded = self._loading is None or self._loading.done()
         for process in multiprocessing.active_children():
-            process.kill()
+            if process.pid in self._own or (not loaded and process.pid not in self._others):
+                process.kill()
 
 
 class OfflineVllm:
