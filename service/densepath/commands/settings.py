@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -111,7 +111,9 @@ class ScoreSettings(EngineOptions, PairSettings):
         typer.Option("-o", "--output", help="File for the results: .jsonl, .parquet or .safetensors."),
     ] = None
     url: Annotated[str | None, typer.Option(help="Address of a running service.")] = None
-    api_key: Annotated[str | None, typer.Option(help="API key of that service.")] = None
+    api_key: Annotated[str | None, typer.Option(help="API key of that service.")] = field(
+        default=None, repr=False
+    )
     engine: Annotated[Engine, typer.Option(help="Without --url: the engine.", rich_help_panel=ENGINE)] = (
         Engine.VLLM
     )

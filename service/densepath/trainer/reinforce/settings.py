@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,7 +46,9 @@ class TrainSettings:
         Path, typer.Option(help="Directory of the run. The same command resumes a run that was stopped.")
     ]
     url: Annotated[str, typer.Option(help="Address of the reward service.")] = "http://127.0.0.1:8000"
-    api_key: Annotated[str | None, typer.Option(help="API key of that service.", show_default=False)] = None
+    api_key: Annotated[str | None, typer.Option(help="API key of that service.", show_default=False)] = field(
+        default=None, repr=False
+    )
     steps: Annotated[int, typer.Option(help="Number of updates of the policy.", min=1)] = 40
     prompts_per_step: Annotated[int, typer.Option(help="Prompts per step.", min=1)] = 64
     rollouts: Annotated[int, typer.Option(help="Responses per prompt.", min=1)] = 1
