@@ -63,7 +63,7 @@ def test_a_mask_that_scores_nothing_right_is_refused(
         from_mask(token_ids, mask)
 
 
-def test_empty_sides_are_refused() -> None:
+def test_row_14_empty_sides_are_refused() -> None:
     with pytest.raises(InvalidItemError, match="prompt is empty"):
         from_response([], [1])
     with pytest.raises(InvalidItemError, match="response is empty"):
@@ -71,7 +71,7 @@ def test_empty_sides_are_refused() -> None:
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 3))
-def test_ids_are_the_rows_of_both_embeddings(token_id: int, at: int) -> None:
+def test_row_15_ids_are_the_rows_of_both_embeddings(token_id: int, at: int) -> None:
     values = [5, 6, 7, 8]
     values[at] = token_id
     sequence = from_response(values[:2], values[2:])
@@ -90,7 +90,7 @@ def test_a_padded_id_has_no_text() -> None:
 
 
 @pytest.mark.parametrize("length", [63, 64, 65])
-def test_a_sequence_may_be_as_long_as_the_context(length: int) -> None:
+def test_row_16_a_sequence_may_be_as_long_as_the_context(length: int) -> None:
     sequence = from_response([5], [6] * (length - 1))
     if length <= 64:
         check(sequence, embedding_size=320, context_length=64)

@@ -148,7 +148,7 @@ def test_rollouts_share_their_prompt(url: str) -> None:
     assert np.abs(first_N_T - reward_N_T).max() <= TOLERANCE
 
 
-def test_context_length_to_the_token(url: str) -> None:
+def test_row_16_context_length_to_the_token(url: str) -> None:
     exact = {"items": [{"prompt_token_ids": [7], "response_token_ids": [8] * 255}]}
     over = {"items": [{"prompt_token_ids": [7], "response_token_ids": [8] * 256}]}
     assert httpx.post(f"{url}/v1/rewards", json=exact, timeout=60).status_code == 200
@@ -158,7 +158,7 @@ def test_context_length_to_the_token(url: str) -> None:
     assert "257" in refused.json()["error"]["message"]
 
 
-def test_kill_9_leaves_no_process_and_a_restart_scores_the_same(
+def test_row_26_kill_9_leaves_no_process_and_a_restart_scores_the_same(
     pair_dirs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     options = ("--sft", pair_dirs[0], "--reference", pair_dirs[1], *SMALL)

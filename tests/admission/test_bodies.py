@@ -16,7 +16,7 @@ LARGEST = 32 << 20
 
 
 @given(st.lists(st.lists(st.integers(0, LARGEST), min_size=1, max_size=4), max_size=30))
-def test_it_is_never_exceeded_and_always_given_back(bodies: list[list[int]]) -> None:
+def test_row_03_it_is_never_exceeded_and_always_given_back(bodies: list[list[int]]) -> None:
     budget = ByteBudget(LARGEST)
     with ExitStack() as stack:
         for declared, *grown in bodies:

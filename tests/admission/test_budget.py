@@ -10,7 +10,14 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from densepath.admission import Ticket, TokenBudget
 from densepath.errors import InvalidRequestError, OverloadedError
@@ -126,7 +133,8 @@ class Budget(RuleBasedStateMachine):
         assert self.budget.queued_tokens == self.budget.waiting_tokens == 0
 
 
-TestBudget = Budget.TestCase
+def test_row_03_whatever_happens_the_budget_is_kept_and_given_back() -> None:
+    run_state_machine_as_test(Budget)
 
 
 async def refused(budget: TokenBudget, tokens: int) -> int:

@@ -217,7 +217,9 @@ BAD_ITEMS = [
 
 @pytest.mark.parametrize("accept", [JSON, SAFETENSORS])
 @pytest.mark.parametrize("bad", BAD_ITEMS, ids=range(len(BAD_ITEMS)))
-def test_a_bad_item_leaves_its_neighbours_alone(bad: dict[str, Any], accept: str, served: Running) -> None:
+def test_row_47_a_bad_item_leaves_its_neighbours_alone(
+    bad: dict[str, Any], accept: str, served: Running
+) -> None:
     good = [
         {"id": str(i), "prompt_token_ids": p, "response_token_ids": r} for i, (p, r) in enumerate(SEQUENCES)
     ]

@@ -59,6 +59,12 @@ def only_code(received: bytes) -> tuple[int, str]:
         "a length of 400 digits": POST + b"Content-Length: " + b"9" * 400 + b"\r\n\r\n",
         "an unknown coding": POST + b"Transfer-Encoding: c4n4ry\r\n\r\n" + LIVE + b"\r\n",
         "a space before the colon": POST + b"Content-Length : 2\r\n\r\n{}" + LIVE + b"\r\n",
+        "line feeds alone": LIVE.replace(b"\r", b"") + b"\n" + LIVE + b"\r\n",
+        "a line feed alone in a header": LIVE + b"X-A: c4n4ry\nX-B: a\r\n\r\n" + LIVE + b"\r\n",
+        "a chunk that ends in a line feed": POST
+        + b"Transfer-Encoding: chunked\r\n\r\n1\n{\n0\n\n"
+        + LIVE
+        + b"\r\n",
         "a bad chunk size": POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + LIVE + b"\r\n",
         "no HTTP": b"c4n4ry c4n4ry\r\n\r\n",
         "a NUL in a header": LIVE + b"X-A: \x00c4n4ry\r\n\r\n",
@@ -67,7 +73,7 @@ def only_code(received: bytes) -> tuple[int, str]:
     }.items(),
     ids=lambda pair: pair[0],
 )
-def test_what_is_not_http_gets_one_answer(request_bytes: tuple[str, bytes], served: Running) -> None:
+def test_row_38_what_is_not_http_gets_one_answer(request_bytes: tuple[str, bytes], served: Running) -> None:
     assert only_code(served.speak(request_bytes[1])) == (400, "malformed_body")
     served.idle()
 
@@ -109,7 +115,7 @@ def test_a_slow_body_is_refused(head: bytes, pair: Pair) -> None:
         served.idle()
 
 
-def test_a_declared_body_over_the_limit_is_refused_unread(served: Running) -> None:
+def test_row_07_a_declared_body_over_the_limit_is_refused_unread(served: Running) -> None:
     head = POST + b"Expect: 100-continue\r\nContent-Length: 2000000\r\n\r\n"
     assert only_code(served.speak(head)) == (413, "body_too_large")
 
@@ -144,7 +150,7 @@ def send_for_ever(raw: socket.socket, chunk: bytes) -> None:
         raw.sendall(chunk)
 
 
-def test_endless_chunks_end(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_08_endless_chunks_end(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("densepath.api.protocol.LINGER_SECONDS", 0.2)
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     with served.connect() as raw:
@@ -197,7 +203,7 @@ def test_an_upgrade_is_an_ordinary_request(served: Running) -> None:
     assert [status for status, _ in answers(served.speak(LIVE + upgrade))] == [200]
 
 
-def test_request_ids_are_echoed_or_made(served: Running) -> None:
+def test_row_40_request_ids_are_echoed_or_made(served: Running) -> None:
     assert (
         served.client.get("/livez", headers={"X-Request-Id": "a.b_c-9"}).headers["x-request-id"] == "a.b_c-9"
     )

@@ -100,7 +100,7 @@ def test_trailers_within_the_bound_change_nothing(served: Running) -> None:
     assert [status for status, _ in answers(received)] == [200, 200]
 
 
-def test_a_client_that_never_reads_is_cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_04_a_client_that_never_reads_is_cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedProtocol, "write_seconds", 0.2)
     items = [{"prompt_token_ids": [1], "response_token_ids": [5] * 60}] * 256
     content = json.dumps({"items": items, "include": ["logprobs", "returns", "tokens"]}).encode()
@@ -155,7 +155,7 @@ def test_a_resting_connection_makes_room(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_bodies_in_flight_are_bounded_together(chunked: bool, pair: Pair) -> None:
+def test_row_08_bodies_in_flight_are_bounded_together(chunked: bool, pair: Pair) -> None:
     size = 2 << 20
     limits = Limits(max_body_bytes=size)
     with running(make_service(pair, limits=limits)) as served, contextlib.ExitStack() as held:

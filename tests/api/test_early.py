@@ -91,7 +91,7 @@ def test_head_of_a_probe_answers_as_get_without_a_body(path: str, served: Runnin
         rb'{"items": [], "\u0069tems": []}',
     ],
 )
-def test_a_key_twice_is_refused(content: bytes, served: Running) -> None:
+def test_row_13_a_key_twice_is_refused(content: bytes, served: Running) -> None:
     answer = served.client.post("/v1/rewards", content=content, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
     assert "the same key twice" in answer.json()["error"]["message"]

@@ -107,7 +107,7 @@ def test_a_large_request_waits_for_its_turn_and_those_behind_it_wait_too(held: R
         assert large.result().status_code == 200
 
 
-def test_a_client_that_hangs_up_while_it_waits_leaves_nothing(held: Running) -> None:
+def test_row_23_a_deadline_that_passes_in_the_queue_costs_the_engine_nothing(held: Running) -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(held.score, *[GOOD] * 9)
         held.until(lambda: held.service.budget.queued_tokens == 54)
@@ -121,6 +121,24 @@ def test_a_client_that_hangs_up_while_it_waits_leaves_nothing(held: Running) -> 
         assert held.service.budget.waiting_tokens == 0
         open_gate(held)
         assert first.result().status_code == 200
+    held.idle()
+    assert held.scorer.scored == 9
+
+
+def test_row_05_a_client_that_hangs_up_in_the_queue_never_reaches_the_engine(held: Running) -> None:
+    content = body(GOOD, GOOD)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(held.score, *[GOOD] * 9)
+        held.until(lambda: held.service.budget.queued_tokens == 54)
+        with held.connect() as raw:
+            raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            raw.sendall(b"Content-Length: %d\r\n\r\n" % len(content) + content)
+            held.until(lambda: held.service.budget.waiting_tokens == 12)
+        held.until(lambda: held.service.budget.waiting_tokens == 0)
+        open_gate(held)
+        assert first.result().status_code == 200
+    held.idle()
+    assert held.scorer.scored == 9
 
 
 def test_a_request_over_the_whole_budget_is_never_admitted(held: Running) -> None:
@@ -131,7 +149,7 @@ def test_a_request_over_the_whole_budget_is_never_admitted(held: Running) -> Non
     assert not held.now(held.scorer.started.is_set)
 
 
-def test_a_client_that_hangs_up_cancels_its_work(held: Running) -> None:
+def test_row_05_a_client_that_hangs_up_cancels_its_work(held: Running) -> None:
     content = body(GOOD, GOOD, GOOD)
     with held.connect() as raw:
         raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
@@ -145,7 +163,7 @@ def test_a_client_that_hangs_up_cancels_its_work(held: Running) -> None:
     assert held.metric("densepath_tokens_total", kind="response") == 0
 
 
-def test_a_client_that_hangs_up_in_its_body_leaves_nothing(held: Running) -> None:
+def test_row_05_a_client_that_hangs_up_in_its_body_leaves_nothing(held: Running) -> None:
     with held.connect() as raw:
         raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         raw.sendall(b"Content-Length: 100\r\n\r\n{")
@@ -153,7 +171,7 @@ def test_a_client_that_hangs_up_in_its_body_leaves_nothing(held: Running) -> Non
     held.idle()
 
 
-def test_a_deadline_cancels_its_work(held: Running) -> None:
+def test_row_23_a_deadline_cancels_its_work(held: Running) -> None:
     answer = held.client.post(
         "/v1/rewards", content=body(GOOD, GOOD), headers=json_headers({"X-Request-Timeout": "0.2"})
     )
@@ -162,7 +180,7 @@ def test_a_deadline_cancels_its_work(held: Running) -> None:
     held.idle()
 
 
-def test_a_deadline_counts_from_the_headers(held: Running) -> None:
+def test_row_23_a_deadline_counts_from_the_headers(held: Running) -> None:
     with held.connect() as raw:
         raw.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         raw.sendall(b"X-Request-Timeout: 0.2\r\nContent-Length: 100\r\n\r\n{")
@@ -217,7 +235,7 @@ async def test_a_service_that_is_loading_is_alive_and_not_ready(pair: Pair) -> N
 @pytest.mark.parametrize(
     ("bad", "bad_code"), [(NAN, "non_finite_score"), (RAISING, "internal_error")], ids=["NaN", "raising"]
 )
-def test_an_item_that_fails_has_no_number_and_its_neighbours_are_right(
+def test_rows_17_19_an_item_that_fails_has_no_number_and_its_neighbours_are_right(
     bad: dict[str, Any], bad_code: str, broken: Running
 ) -> None:
     answer = broken.score(
@@ -234,7 +252,7 @@ def test_an_item_that_fails_has_no_number_and_its_neighbours_are_right(
 
 
 @pytest.mark.parametrize("bad", [NAN, RAISING], ids=["NaN", "raising"])
-def test_an_item_that_fails_fails_its_request(bad: dict[str, Any], broken: Running) -> None:
+def test_rows_17_19_an_item_that_fails_fails_its_request(bad: dict[str, Any], broken: Running) -> None:
     answer = broken.score(GOOD, GOOD, bad)
     assert answer.status_code == 500
     assert strict(answer)["error"]["param"] == "items[2]"

@@ -207,7 +207,7 @@ def test_a_refused_body_is_not_read(guarded: Running) -> None:
         assert read_all(raw).startswith(b"HTTP/1.1 401")
 
 
-def test_a_key_is_nowhere_to_be_read(guarded: Running, capfd: pytest.CaptureFixture[str]) -> None:
+def test_row_42_a_key_is_nowhere_to_be_read(guarded: Running, capfd: pytest.CaptureFixture[str]) -> None:
     received = ""
     for method, path in routes(guarded):
         for value in (f"Bearer {KEY}", KEY, f"Basic {KEY}", basic(KEY)["Authorization"]):
@@ -279,7 +279,7 @@ def test_an_empty_key_file_is_an_error_and_not_an_open_door(tmp_path: Path) -> N
         ApiKeys.from_file(file)
 
 
-def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_34_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     import hmac
 
     compared = []

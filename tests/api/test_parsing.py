@@ -67,7 +67,7 @@ def test_the_longest_text_that_fits_is_not_refused() -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_no_route_parses_on_the_event_loop(
+def test_row_22_no_route_parses_on_the_event_loop(
     path: str, large: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []

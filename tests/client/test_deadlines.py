@@ -115,7 +115,7 @@ def dripping(first: bytes, again: bytes) -> Callable[[socket.socket, threading.E
 
 
 @pytest.mark.parametrize("what", DRIPS)
-def test_a_drip_does_not_hold_a_call_past_its_deadline(
+def test_row_50_a_drip_does_not_hold_a_call_past_its_deadline(
     open_client: Callable[..., Any], serve: Callable[..., str], what: str
 ) -> None:
     client = open_client(serve(dripping(*DRIPS[what])))

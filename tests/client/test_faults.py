@@ -132,7 +132,7 @@ FAULTS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("at", ["pair", "first", "last", "all"])
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_once_changes_nothing(
+def test_row_50_each_fault_once_changes_nothing(
     open_client: Callable[..., Any], proxy: FaultProxy, direct: Scores, name: str, at: str
 ) -> None:
     fault, fine = FAULTS[name], Fault()
@@ -151,7 +151,7 @@ def test_each_fault_once_changes_nothing(
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_any_schedule_of_faults_ends_in_the_right_result_or_a_typed_error(
+def test_row_50_any_schedule_of_faults_ends_in_the_right_result_or_a_typed_error(
     open_client: Callable[..., Any], proxy: FaultProxy, direct: Scores, seed: int
 ) -> None:
     draw = random.Random(seed)
@@ -220,7 +220,7 @@ def test_what_one_replica_fails_at_the_other_answers_at_once(
 
 
 @pytest.mark.timeout(300)
-def test_a_service_that_is_killed_in_the_middle_is_replaced_by_the_other(
+def test_row_26_a_service_that_is_killed_in_the_middle_is_replaced_by_the_other(
     open_client: Callable[..., Any],
     pair_dirs: tuple[Path, Path],
     served: Running,

@@ -110,7 +110,7 @@ class Storm:
 @pytest.mark.parametrize(
     "failure", [refused, unavailable(None), unavailable(1)], ids=["lost", "503", "after"]
 )
-def test_an_outage_costs_hardly_an_attempt(
+def test_row_43_an_outage_costs_hardly_an_attempt(
     simulated: asyncio.Runner, caplog: pytest.LogCaptureFixture, failure: Any, shared: bool, between: float
 ) -> None:
     storm = Storm(simulated, failure)
@@ -124,7 +124,7 @@ def test_an_outage_costs_hardly_an_attempt(
     assert ended.startswith("service:8000 answers again after 1")
 
 
-def test_what_was_under_way_when_it_began_is_sent_once_more(simulated: asyncio.Runner) -> None:
+def test_row_43_what_was_under_way_when_it_began_is_sent_once_more(simulated: asyncio.Runner) -> None:
     storm = Storm(simulated, refused)
     storm.latency = 0.05  # all are sent before one has failed
     storm.run(deadline=60)
@@ -143,7 +143,7 @@ def test_without_a_deadline_the_calls_give_up_together(simulated: asyncio.Runner
     assert ATTEMPTS <= len(storm.sent) <= ATTEMPTS + 1
 
 
-def test_a_service_that_is_back_is_not_met_by_all_at_once(simulated: asyncio.Runner) -> None:
+def test_row_43_a_service_that_is_back_is_not_met_by_all_at_once(simulated: asyncio.Runner) -> None:
     storm = Storm(simulated, refused)
     storm.latency = 0.05
     storm.run(deadline=60)
@@ -152,7 +152,7 @@ def test_a_service_that_is_back_is_not_met_by_all_at_once(simulated: asyncio.Run
     assert sum(at < back[0] + 0.3 for at in back) < N_CALLS / 4
 
 
-def test_failures_that_come_and_go_spend_the_budget(simulated: asyncio.Runner) -> None:
+def test_row_43_failures_that_come_and_go_spend_the_budget(simulated: asyncio.Runner) -> None:
     draw = random.Random(0)
     storm = Storm(simulated, refused)
 
@@ -210,7 +210,7 @@ def test_a_retry_after_of_a_day_is_capped(client: Any, service: FakeService, clo
         ("Sat, 28 Nov 2026 10:00:07 -0000", 7),
     ],
 )
-def test_a_retry_after_may_be_a_date_of_the_services_clock(
+def test_row_45_a_retry_after_may_be_a_date_of_the_services_clock(
     client: Any, service: FakeService, clock: Clock, until: str, seconds: int
 ) -> None:
     headers = {"Retry-After": until, "Date": "Sat, 28 Nov 2026 10:00:00 GMT"}

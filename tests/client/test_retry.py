@@ -208,7 +208,7 @@ def test_an_answer_that_cannot_be_decoded_is_not_tried_again(client: Any, servic
 
 
 @pytest.mark.parametrize("deadline", [None, 1e6])
-def test_a_storm_is_not_multiplied_by_the_number_of_requests(
+def test_row_43_a_storm_is_not_multiplied_by_the_number_of_requests(
     client: Any, service: Any, clock: Any, deadline: float | None
 ) -> None:
     n_items, service.limits["max_items"] = 600, 1

@@ -274,7 +274,7 @@ def test_an_item_over_the_byte_limit_fails_alone(client: Any, service: Any) -> N
     assert scores[2].reward_T.tolist() == sevenths(3)
 
 
-def test_a_swap_between_chunks_is_a_mismatch(client: Any, service: Any) -> None:
+def test_row_46_a_swap_between_chunks_is_a_mismatch(client: Any, service: Any) -> None:
     service.limits["max_items"] = 1
 
     def swap(arrays: Any, rest: Any) -> None:
@@ -285,7 +285,7 @@ def test_a_swap_between_chunks_is_a_mismatch(client: Any, service: Any) -> None:
         client.score([tokens(1), tokens(2)])
 
 
-def test_the_first_version_is_pinned(connect: Any, service: Any) -> None:
+def test_row_46_the_first_version_is_pinned(connect: Any, service: Any) -> None:
     client = connect(service, pin=True)
     client.score([TOKENS])
     service.version = "v2"
@@ -304,7 +304,7 @@ def test_without_pin_a_swap_is_followed(client: Any, service: Any) -> None:
         client.score([TOKENS], model_version="v1")
 
 
-def test_another_version_than_the_one_asked_for_is_never_believed(client: Any, service: Any) -> None:
+def test_row_46_another_version_than_the_one_asked_for_is_never_believed(client: Any, service: Any) -> None:
     service.alter = lambda arrays, rest: rest.update(model_version="v9")
     with pytest.raises(ModelVersionMismatchError):
         client.score([TOKENS], model_version="v1")
@@ -322,7 +322,7 @@ def test_the_small_routes(connect: Any, client: Any, service: Any) -> None:
     assert not connect(refuse).ready()
 
 
-def test_the_key_is_sent_and_not_shown(connect: Any, service: Any) -> None:
+def test_row_42_the_key_is_sent_and_not_shown(connect: Any, service: Any) -> None:
     client = connect(service, api_key="canary")
     client.score([TOKENS])
     assert {request.headers["authorization"] for request in service.requests} == {"Bearer canary"}

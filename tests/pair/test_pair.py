@@ -227,7 +227,9 @@ def test_damage_to_one_model_is_named(
 
 
 @pytest.mark.parametrize("name", PAIR_PROBLEMS)
-def test_difference_between_the_two_is_named(name: str, dirs: tuple[Path, Path], inspect: Inspect) -> None:
+def test_row_30_difference_between_the_two_is_named(
+    name: str, dirs: tuple[Path, Path], inspect: Inspect
+) -> None:
     damage, expected = PAIR_PROBLEMS[name]
     damage(dirs[1])
     found = inspect()
@@ -235,7 +237,7 @@ def test_difference_between_the_two_is_named(name: str, dirs: tuple[Path, Path],
     assert [str(problem) for problem in found] == [f"pair: {problem}" for problem in expected]
 
 
-def test_every_problem_is_in_the_error(dirs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_row_30_every_problem_is_in_the_error(dirs: tuple[Path, Path], tmp_path: Path) -> None:
     sft, reference = dirs
     change_tensors(spoil_all)(sft)
     edit("config.json", architectures=None)(reference)
@@ -251,7 +253,7 @@ def test_every_problem_is_in_the_error(dirs: tuple[Path, Path], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("rows", [(384, 320), (320, 384)])
-def test_valid_ids_are_the_rows_that_both_have(rows: tuple[int, int], tmp_path: Path) -> None:
+def test_row_15_valid_ids_are_the_rows_that_both_have(rows: tuple[int, int], tmp_path: Path) -> None:
     dirs = [
         make_checkpoint(tmp_path / name, seed=n, vocab_size=rows[n])
         for n, name in enumerate(("sft", "reference"))
@@ -271,7 +273,7 @@ def test_more_ids_than_rows(tmp_path: Path) -> None:
     assert [str(problem) for problem in found] == [f"sft: {message}", f"reference: {message}"]
 
 
-def test_remote_code_and_pickles_are_not_run(dirs: tuple[Path, Path], inspect: Inspect) -> None:
+def test_rows_36_37_remote_code_and_pickles_are_not_run(dirs: tuple[Path, Path], inspect: Inspect) -> None:
     sft, reference = dirs
     marker = sft / "ran"
     for directory in dirs:

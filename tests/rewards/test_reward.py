@@ -28,7 +28,7 @@ def test_a_reward_is_the_difference(pairs: list[tuple[float, float]]) -> None:
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("at", [0, 2])
-def test_what_is_not_finite_has_no_reward(odd: float, side: int, at: int) -> None:
+def test_rows_17_18_what_is_not_finite_has_no_reward(odd: float, side: int, at: int) -> None:
     both = np.full((2, 3), -1.0, np.float32)
     both[side, at] = odd
     with pytest.raises(NonFiniteScoreError, match=f"{('sft', 'reference')[side]} .* token {at} "):
@@ -89,7 +89,7 @@ def test_a_total_is_summed_in_float64() -> None:
     assert isinstance(total(reward_T), float)
 
 
-def test_what_would_overflow_is_refused() -> None:
+def test_row_18_what_would_overflow_is_refused() -> None:
     big = np.full(2, np.finfo(np.float32).min, np.float32)
     one = np.full(2, -1.0, np.float32)
     for sft_T, reference_T in ((big, -big), (big, one), (one, big)):  # the last two: only their returns

@@ -24,7 +24,9 @@ def lines(written: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_request_is_one_line_without_what_was_sent(capsys: pytest.CaptureFixture[str], pair: Pair) -> None:
+def test_row_40_a_request_is_one_line_without_what_was_sent(
+    capsys: pytest.CaptureFixture[str], pair: Pair
+) -> None:
     odd = CANARY + "\x1b[31m" + "%0a%1b" + "z" * 3000
     configure_logs()
     with running(make_service(pair), keys=("k3y",)) as served:
@@ -56,7 +58,7 @@ def test_a_request_is_one_line_without_what_was_sent(capsys: pytest.CaptureFixtu
     assert "\x1b" not in written
 
 
-def test_what_libraries_say_is_such_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_row_40_what_libraries_say_is_such_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs()
     logging.getLogger("uvicorn.error").warning("two\nlines of %s", "\x1b[31m")
     try:

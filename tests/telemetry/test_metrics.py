@@ -106,7 +106,7 @@ def test_values_count_what_was_answered(served: Running, pair: Pair) -> None:
     assert served.metric("densepath_token_reward_bucket", le="0.0") == below
 
 
-def test_no_client_can_make_a_new_series(served: Running) -> None:
+def test_row_41_no_client_can_make_a_new_series(served: Running) -> None:
     def provoke(odd: str) -> None:
         served.client.post(f"/{odd}", json={})
         served.client.get(f"/v1/{odd}/x")

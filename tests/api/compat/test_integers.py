@@ -42,7 +42,7 @@ def post(served: Running, path: str, content: str) -> int:
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_what_is_no_number_of_its_kind_is_refused(odd: str, served: Running) -> None:
+def test_row_12_what_is_no_number_of_its_kind_is_refused(odd: str, served: Running) -> None:
     bodies = [(path, form % following) for path, form in IDS for following in (0, 1)]
     bodies += [] if odd == "320" else NUMBERS
     for path, form in bodies:

@@ -59,7 +59,7 @@ def weights(directory: Path) -> bytes:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_random_moments(
+def test_row_27_killed_at_random_moments(
     service: str, ending_pair: tuple[Path, Path], prompts_file: Path, tmp_path: Path
 ) -> None:
     unbroken = settings(tmp_path / "unbroken", service, ending_pair[0], prompts_file)
@@ -123,7 +123,7 @@ def test_more_steps_later_are_the_same_as_at_once(
 
 
 @pytest.mark.timeout(600)
-def test_a_service_killed_in_the_middle_loses_and_doubles_no_step(
+def test_row_26_a_service_killed_in_the_middle_loses_and_doubles_no_step(
     service: str, ending_pair: tuple[Path, Path], prompts_file: Path, tmp_path: Path
 ) -> None:
     clean = settings(tmp_path / "clean", service, ending_pair[0], prompts_file, steps=12)

@@ -89,7 +89,9 @@ def test_the_gradient_is_clipped_and_its_norm_told_before(pair_dirs: tuple[Path,
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stops_before_the_update(value: float, pair_dirs: tuple[Path, Path]) -> None:
+def test_row_48_what_is_not_finite_stops_before_the_update(
+    value: float, pair_dirs: tuple[Path, Path]
+) -> None:
     learner = Learner(pair_dirs[0], Workers(), learning_rate=RATE)
     before = {name: tensor.clone() for name, tensor in learner.weights()}
     batch = responses()
@@ -100,7 +102,7 @@ def test_what_is_not_finite_stops_before_the_update(value: float, pair_dirs: tup
     assert not any(tensor.any() for tensor in learner.held_moments().values())
 
 
-def test_a_gradient_that_overflows_stops_too(pair_dirs: tuple[Path, Path]) -> None:
+def test_row_48_a_gradient_that_overflows_stops_too(pair_dirs: tuple[Path, Path]) -> None:
     """The loss is finite, and its gradient is not."""
     learner = Learner(pair_dirs[0], Workers(), learning_rate=RATE)
     parameter = learner.model.get_parameter("model.norm.weight")

@@ -78,7 +78,9 @@ def test_rewards_come_back_by_index_with_both_log_probabilities(calls: Callable[
         assert rewards.collect() == {}
 
 
-def test_a_service_that_is_away_is_waited_for_and_it_is_said(calls: Callable[..., RewardCalls]) -> None:
+def test_row_49_a_service_that_is_away_is_waited_for_and_it_is_said(
+    calls: Callable[..., RewardCalls],
+) -> None:
     said: list[str | None] = []
     with calls(said=said) as rewards:
         Faulty.answers = [httpx.ConnectError] * 9 + [refusal(503, "engine_unavailable")] * 9
@@ -90,7 +92,7 @@ def test_a_service_that_is_away_is_waited_for_and_it_is_said(calls: Callable[...
     assert any(words and "the service has not answered" in words for words in said)
 
 
-def test_one_that_stays_away_ends_the_run_in_words(calls: Callable[..., RewardCalls]) -> None:
+def test_row_49_one_that_stays_away_ends_the_run_in_words(calls: Callable[..., RewardCalls]) -> None:
     with calls(wait_seconds=0.05) as rewards:
         Faulty.answers = [httpx.ConnectError] * 10_000
         rewards.submit([0], [ITEM])
@@ -100,7 +102,7 @@ def test_one_that_stays_away_ends_the_run_in_words(calls: Callable[..., RewardCa
             rewards.collect()
 
 
-def test_another_pair_ends_the_run_in_words(calls: Callable[..., RewardCalls]) -> None:
+def test_row_46_another_pair_ends_the_run_in_words(calls: Callable[..., RewardCalls]) -> None:
     with calls() as rewards:
         Faulty.answers = [refusal(409, "model_version_mismatch")]
         rewards.submit([0], [ITEM])
@@ -109,7 +111,9 @@ def test_another_pair_ends_the_run_in_words(calls: Callable[..., RewardCalls]) -
             rewards.collect()
 
 
-def test_a_score_that_is_none_is_an_error_and_is_not_asked_again(calls: Callable[..., RewardCalls]) -> None:
+def test_row_49_a_score_that_is_none_is_an_error_and_is_not_asked_again(
+    calls: Callable[..., RewardCalls],
+) -> None:
     with calls() as rewards:
         Faulty.answers = [refusal(500, "non_finite_score")]
         before = Faulty.sent

@@ -137,7 +137,7 @@ def test_the_page_says_what_was_run_and_how_it_ended(page: Page) -> None:
         assert found in page.text
 
 
-def test_a_key_s_value_is_left_out() -> None:
+def test_row_42_a_key_s_value_is_left_out() -> None:
     assert list(flat({"client": {"api_key": "s3cret"}})) == [("client.api_key", "given")]
 
 

@@ -233,7 +233,7 @@ def test_a_killed_run_leaves_no_run(
         fine_tune()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(fine_tune: FineTune, tmp_path: Path) -> None:
+def test_row_48_a_loss_that_is_not_finite_stops_the_run(fine_tune: FineTune, tmp_path: Path) -> None:
     broken = make_checkpoint(tmp_path / "broken", seed=5)
     set_values("model.norm.weight", 3e38, 64)(broken)
     with pytest.raises(NonFiniteStepError, match="not finite in step 1"):
