@@ -20,7 +20,7 @@ from densepath.engine.scorer import Scored, View
 from densepath.engine.transformers import TransformersScorer
 from densepath.engine.vllm.arguments import engine_arguments
 from densepath.engine.vllm.engine import OfflineVllm
-from densepath.engine.vllm.reasons import reasons
+from densepath.engine.vllm.reasons import reasons, record
 from densepath.errors import DensepathError, EngineUnavailableError
 from densepath.pair.pair import Pair, inspect_pair
 from densepath.pair.text_half import text_half
@@ -83,6 +83,7 @@ async def start_verified(pair: Pair, engine: InProcess, oracle: TransformersScor
         cuda=True,  # as there, transformers has answered before the engine starts
         verify=Verify.ALWAYS,
         say=lambda line: None,
+        reasons=reasons,
     )
     with (
         patch.object(verified_start, "ask_oracle", answer_here),
@@ -130,6 +131,7 @@ class InProcess:
                 return self.engine.score(sequences, cold=cold)
         except Exception as error:
             self.engine = None
+            record(error)  # as the service's engine process does
             raise EngineUnavailableError("the engine is not running", retry_after=0) from error
         raise EngineUnavailableError("the engine is not running", retry_after=0)
 
