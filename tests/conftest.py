@@ -14,6 +14,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
+import forked
 from densepath.garbage import collect_rarely
 from live import Demo, Service, start, stop, wait_ready
 
@@ -31,6 +32,7 @@ if WORKER:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     share = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+forked.prepare()
 # A test waits for a condition, never for a time.
 settings.register_profile("densepath", deadline=None)
 settings.load_profile("densepath")
@@ -83,7 +85,7 @@ def begin_demo(tmp_path_factory: pytest.TempPathFactory) -> Service:
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if WORKER else base) / "demo-cache"
     log = tmp_path_factory.mktemp("demo") / "log"
-    process, url = start("--demo", log=log, env={"XDG_CACHE_HOME": str(cache)})
+    process, url = start("--demo", log=log, env={"XDG_CACHE_HOME": str(cache)}, fresh=True)
     return Service(process, url, log, cache)
 
 

@@ -1,4 +1,11 @@
-"""A real `densepath serve` in its own process."""
+"""A real `densepath serve` in its own process, and other commands.
+
+Most are forked from a process that has imported torch and vLLM (`forked`): these imports are nearly all of
+what a start costs. With `fresh`, a command is a new interpreter, as its users start it. So are the served
+demo and the pair of `test_served_pair.py`, of which one is killed by SIGKILL, the services and commands of
+`densepath demo` in `demo/test_method.py` (sft, serve, train, eval and report), and what is installed from the
+wheel in `release/test_install.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +16,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+import forked
 
 STARTED_WITHIN = 240.0  # seconds: a first import of vLLM on two busy cores
 
@@ -59,11 +68,12 @@ def start(
     env: dict[str, str] | None = None,
     port: int | None = None,
     python: str | Path = sys.executable,
+    fresh: bool = False,
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start the service; it may not be ready yet."""
     port = port or free_port()
     command = [str(Path(python).with_name("densepath")), "serve", "--port", str(port), *map(str, options)]
-    with log.open("ab") as output:
+    with log.open("ab") as output, forked.new_interpreters() if fresh else nullcontext():
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(env or {})})
     return process, f"http://127.0.0.1:{port}"
 
@@ -94,9 +104,10 @@ def serving(
     env: dict[str, str] | None = None,
     within: float = STARTED_WITHIN,
     python: str | Path = sys.executable,
+    fresh: bool = False,
 ) -> Iterator[str]:
     """The URL of a service that is ready; it must drain and exit 0 at the end."""
-    process, url = start(*options, log=log, env=env, python=python)
+    process, url = start(*options, log=log, env=env, python=python, fresh=fresh)
     try:
         wait_ready(process, url, log, within)
         yield url
@@ -106,11 +117,18 @@ def serving(
         process.wait()
 
 
-def finish(command: list[str], *, env: dict[str, str], within: float) -> subprocess.CompletedProcess[str]:
+def finish(
+    command: Sequence[str | Path],
+    *,
+    within: float,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, in a group of its own: nothing that it started is left, whatever happens."""
-    process = subprocess.Popen(
-        command,
-        env=os.environ | env,
+    process = forked.Popen(
+        list(map(str, command)),
+        cwd=cwd,
+        env=os.environ | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,4 +139,4 @@ def finish(command: list[str], *, env: dict[str, str], within: float) -> subproc
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -43,7 +43,7 @@ INCLUDE = ["logprobs", "returns", "tokens"]
 def url(pair_dirs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     sft, reference = pair_dirs
     log = tmp_path_factory.mktemp("served") / "log"
-    with serving("--sft", sft, "--reference", reference, *SMALL, log=log) as url:
+    with serving("--sft", sft, "--reference", reference, *SMALL, log=log, fresh=True) as url:
         yield url
 
 
@@ -163,7 +163,7 @@ def test_row_26_kill_9_leaves_no_process_and_a_restart_scores_the_same(
 ) -> None:
     options = ("--sft", pair_dirs[0], "--reference", pair_dirs[1], *SMALL)
     log = tmp_path / "log"
-    process, url = start(*options, log=log)
+    process, url = start(*options, log=log, fresh=True)
     wait_ready(process, url, log)
     before, _ = ask(url, ITEMS["tokens"], JSON_MEDIA_TYPE)
     children = psutil.Process(process.pid).children(recursive=True)

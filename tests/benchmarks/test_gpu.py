@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from densepath.commands.settings import ServeSettings
 from densepath.config import EngineOptions
 from densepath.engine.vllm.arguments import engine_arguments
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.engine
 def test_the_dry_run_is_right(tmp_path: Path, say_difference: Callable[[str, float], None]) -> None:
     """Over HTTP, forked and spawned, fp32 and bf16, chunked; a window and preemptions."""
     command = [sys.executable, GPU / "confirm.py", "--dry-run", "--out", tmp_path, "--case-seconds", "400"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    ran = forked.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[-4000:]
     found = json.loads((tmp_path / "dry-run.json").read_text())
     assert [case["case"] for case in found["cases"]] == [case.name for case in confirm.DRY]

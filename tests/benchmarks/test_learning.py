@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import typer
+
+import forked
 
 ROOT = Path(__file__).parents[2]
 LEARNING = ROOT / "benchmarks" / "learning"
@@ -196,7 +197,7 @@ def test_gains_are_paired() -> None:
 def test_the_quick_run_makes_every_table(tmp_path: Path) -> None:
     out = tmp_path / "learning"
     command = [sys.executable, LEARNING / "run.py", "--quick", "--tasks", "digits", "--out", out]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    ran = forked.run(command, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr[-2000:]
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"digits-{length}-seed-0{seed}.json" for length in (4, 6) for seed in (0, 1)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import forked
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # nats, fp32
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.engine
 def test_pair_against_two_engines(tmp_path: Path, say_difference: Callable[[str, float], None]) -> None:
     figures = tmp_path / "figures.json"
     script = ROOT / "benchmarks" / "pair_against_two_engines.py"
-    ran = subprocess.run(
+    ran = forked.run(
         [sys.executable, script, "--quick", "--runs", "1", "--json", figures],
         capture_output=True,
         text=True,

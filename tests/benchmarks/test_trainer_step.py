@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import operator
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import forked
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TOLERANCE = 2e-5  # nats, fp32
@@ -21,7 +22,7 @@ def test_every_trainer_does_the_same_work(
     tmp_path: Path, say_difference: Callable[[str, float], None]
 ) -> None:
     figures = tmp_path / "figures.json"
-    ran = subprocess.run(
+    ran = forked.run(
         [sys.executable, BENCHMARKS / "trainer_step.py", "--quick", "--steps", "1", "--json", figures],
         capture_output=True,
         text=True,

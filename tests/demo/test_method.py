@@ -10,6 +10,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+import forked
 from densepath.demo import Recipe, method
 from densepath.demo.verdict import NAMES, Compared, evaluation_table
 from densepath.pair.runs import read_sft_run
@@ -33,7 +34,8 @@ def test_the_method_runs_from_base_to_report(tmp_path: Path, monkeypatch: pytest
     directory, log = tmp_path / "demo", tmp_path / "said"
     with log.open("w") as file:
         said = Console(file=file, width=200)
-        compared = method.run_demo(directory, said, said, SHORT)
+        with forked.new_interpreters():
+            compared = method.run_demo(directory, said, said, SHORT)
     printed = log.read_text()
     for command in ("sft", "serve", "train", "report"):
         assert f"$ densepath {command}" in printed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import forked
 from checkpoints import make_checkpoint
 from damage import edit
 from densepath.config import EngineOptions
@@ -69,7 +69,7 @@ for line in sys.stdin.read().splitlines():
 
 
 def try_all(jobs: list[str]) -> list[dict[str, str | None]]:
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", SCRIPT], input="\n".join(jobs), capture_output=True, text=True, check=True
     )
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"reason"')]

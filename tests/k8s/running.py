@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+import forked
 from k8s.manifests import container, find, pod, settings
 from live import free_port
 
@@ -92,7 +93,7 @@ def job(root: Path, key: str, url: str, **more: str) -> Iterator[list[Pod]]:
             ]
             log = root / f"pod-{index}.log"
             with log.open("wb") as output:
-                process = subprocess.Popen(
+                process = forked.Popen(
                     [sys.executable, *changed], env=environment, stdout=output, stderr=output
                 )
             pods.append(Pod(process, log))
