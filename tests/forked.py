@@ -19,6 +19,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import multiprocessing.util
 import os
 import pickle
@@ -169,6 +170,8 @@ def program(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
     first, *words = arguments
     if Path(first).parent == Path(sys.executable).parent and Path(first).name == "densepath":
         return "", [first, *words]
+    if words[:1] == ["-u"]:
+        del words[0]
     if first != sys.executable or not words:
         return None
     if words[0] in ("-m", "-c") and len(words) > 1:
@@ -314,9 +317,10 @@ def main() -> NoReturn:
     from densepath.garbage import collect_rarely
 
     collect_rarely()
+    subprocess.Popen = Popen  # type: ignore[misc]  # for what imports it by name
     setproctitle(
         f"fork server of {os.getppid()}"
-    )  # the first call must see the environment as it was at the start
+    )  # before the environment changes: it stands behind the title
     importlib.import_module("densepath.engine.vllm.environment")
     for name in PRELOADED:
         importlib.import_module(name)
@@ -365,6 +369,8 @@ def become(request: Request, descriptors: Sequence[int]) -> NoReturn:
     os.environ.update(request.environment)
     settle(before)
     sys.orig_argv[:] = request.arguments
+    if request.arguments[1:2] == ("-u",):
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
     setproctitle(" ".join(request.arguments))
     end(status_of(request))
 

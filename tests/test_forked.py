@@ -71,6 +71,11 @@ def test_the_imports_are_done() -> None:
     assert forked.run([sys.executable, "-c", HAS_TORCH], capture_output=True, text=True).stdout == "True\n"
 
 
+def test_what_is_not_buffered() -> None:
+    command = [sys.executable, "-u", "-c", f"{HAS_TORCH}; import os; os._exit(0)"]
+    assert forked.run(command, capture_output=True, text=True).stdout == "True\n"
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [

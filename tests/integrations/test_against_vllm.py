@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+import forked
 from live import STARTED_WITHIN, free_port, serving
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -41,7 +41,7 @@ def stock_vllm(sft: Path, log: Path) -> Iterator[str]:
     server = "vllm.entrypoints.openai.api_server"
     command = [sys.executable, "-m", server, "--model", str(sft), *options.split()]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
+        process = forked.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + STARTED_WITHIN
     try:
         while not answers(url):
