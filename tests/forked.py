@@ -144,7 +144,7 @@ def server() -> Server | None:
     if _server is None and _started_with:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            process = _NewInterpreter(
+            process = NewInterpreter(
                 [sys.executable, __file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -183,7 +183,7 @@ def program(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
     return None if words[0].startswith("-") else ("", words)
 
 
-_NewInterpreter = subprocess.Popen
+NewInterpreter = subprocess.Popen
 
 
 class Popen(subprocess.Popen[Any]):
@@ -255,7 +255,7 @@ def is_own(arguments: Sequence[Any]) -> bool:
 def new_interpreters() -> Iterator[None]:
     """Inside the block, this process starts every command as its users do."""
     with (
-        patch.object(subprocess, "Popen", _NewInterpreter),
+        patch.object(subprocess, "Popen", NewInterpreter),
         patch.object(multiprocessing.util, "spawnv_passfds", _spawnv_passfds),
     ):
         yield

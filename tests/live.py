@@ -2,9 +2,9 @@
 
 Most are forked from a process that has imported torch and vLLM (`forked`): these imports are nearly all of
 what a start costs. With `fresh`, a command is a new interpreter, as its users start it. So are the served
-demo and the pair of `test_served_pair.py`, of which one is killed by SIGKILL, the services and commands of
-`densepath demo` in `demo/test_method.py` (sft, serve, train, eval and report), and what is installed from the
-wheel in `release/test_install.py`.
+demo, the pairs of `test_served_pair.py`, of which one is killed by SIGKILL, and what is installed from the
+wheel in `release/test_install.py` (serve and score). So is each other command once: sft, train and report by
+the demo in `demo/test_method.py`, eval and probe of the pages in `docs`, check in `engine/test_start.py`.
 """
 
 from __future__ import annotations
@@ -123,9 +123,11 @@ def finish(
     within: float,
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
+    fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, in a group of its own: nothing that it started is left, whatever happens."""
-    process = forked.Popen(
+    starts = forked.NewInterpreter if fresh else forked.Popen
+    process = starts(
         list(map(str, command)),
         cwd=cwd,
         env=os.environ | (env or {}),

@@ -78,6 +78,7 @@ def words_of(command: str, demo: Demo, small: Small) -> list[str]:
 def run(command: str, demo: Demo, directory: Path, small: Small = Small()) -> CompletedProcess[str]:
     """Run a command to its end in `directory`; it must succeed."""
     given = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **small.variables}
-    done = finish(words_of(command, demo, small), env=given, cwd=directory, within=240)
+    fresh = command.startswith(("densepath eval", "densepath probe"))
+    done = finish(words_of(command, demo, small), env=given, cwd=directory, within=240, fresh=fresh)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done

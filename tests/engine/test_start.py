@@ -47,7 +47,7 @@ def test_score_and_check_end_with_the_same_sentence(pair_dirs: tuple[Path, Path]
     source.write_text(json.dumps({"prompt_token_ids": [7, 8], "response_token_ids": [9]}) + "\n")
     pair = ("--sft", pair_dirs[0], "--reference", narrow)
     scored = ends(tmp_path, "score", source, "-o", tmp_path / "out.jsonl", *pair)
-    checked = ends(tmp_path, "check", *pair)
+    checked = ends(tmp_path, "check", *pair, fresh=True)
     reason = "the reference's attention heads have 16 dimensions: on this device, serve a checkpoint whose"
     assert f"the engine cannot start: {reason}" in scored
     assert f"the engine cannot run this pair: {reason}" in checked
@@ -75,10 +75,10 @@ def test_an_engine_that_ends_of_a_probe_says_why(tmp_path: Path) -> None:
     assert not error.endswith("the engine is not running")
 
 
-def ends(scratch: Path, *words: str | Path | int) -> str:
+def ends(scratch: Path, *words: str | Path | int, fresh: bool = False) -> str:
     """The one sentence on standard error, of a command that ends with exit status 1."""
     command = [sys.executable, "-m", "densepath", *map(str, words)]
-    done = finish(command, env={"XDG_CACHE_HOME": str(scratch)}, within=240)
+    done = finish(command, env={"XDG_CACHE_HOME": str(scratch)}, within=240, fresh=fresh)
     assert done.returncode == 1, done.stderr
     assert no_trace(done.stdout + done.stderr)
     (error,) = (line for line in done.stderr.splitlines() if line.startswith(("error ", "the engine cannot")))
