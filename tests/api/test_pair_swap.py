@@ -324,13 +324,14 @@ def test_without_a_root_there_is_no_swap(pair: Pair) -> None:
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("top")
-    for name in ("root/pair", "root/half", "outside", "root-too"):
+    for name in ("root/pair", "root/half", "root/deep/templates", "outside", "root-too"):
         (top / name).mkdir(parents=True)
     (top / "outside" / "config.json").write_text("{}")
     (top / "root" / "file").write_text("")
     (top / "root" / "out").symlink_to(top / "outside")
     (top / "root" / "loop").symlink_to(top / "root" / "loop")
     (top / "root" / "in").symlink_to("pair")
+    (top / "root" / "deep" / "templates" / "a.jinja").symlink_to(top / "outside" / "config.json")
     (top / "root" / "half" / "config.json").symlink_to(top / "outside" / "config.json")
     return top
 
@@ -350,6 +351,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "out/.",
         "loop",
         "half",
+        "deep",
         "file",
         "missing",
         "pair\x00",

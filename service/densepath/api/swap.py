@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -169,11 +170,12 @@ def allowed_directory(side: str, text: str, root: Path) -> Path:
             raise InvalidPairError(f"{side}: this is not a directory under the service's --pair-root")
         if not directory.is_dir():
             raise InvalidPairError(f"{side}: there is no such directory under the service's --pair-root")
-        for file in directory.iterdir():
-            if not file.resolve().is_relative_to(root):
-                raise InvalidPairError(
-                    f"{side}: {file.name} is a link that leads out of the service's --pair-root"
-                )
+        for folder, folders, files in os.walk(directory):
+            for name in (*folders, *files):
+                if not Path(folder, name).resolve().is_relative_to(root):
+                    raise InvalidPairError(
+                        f"{side}: {name} is a link that leads out of the service's --pair-root"
+                    )
     except InvalidPairError:
         raise
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a loop of links
