@@ -18,9 +18,10 @@ from densepath.config import CONFIG_FILE, ENVIRONMENT, Engine, takes
 
 #: The contract's, as far as they apply.
 FLAGS = (
-    "--sft --reference --pair --reference-at --demo --host --port --model-name --api-key-file --dtype "
-    "--max-model-len --gpu-memory-utilization --tensor-parallel-size --engine --max-queued-tokens "
-    "--max-items --max-body-bytes --drain-seconds --config"
+    "--sft --reference --pair --reference-at --demo --host --port --model-name --api-key-file "
+    "--admin-key-file --pair-root --dtype --max-model-len --gpu-memory-utilization "
+    "--tensor-parallel-size --engine --max-queued-tokens --max-items --max-body-bytes --drain-seconds "
+    "--config"
 )
 
 
@@ -78,6 +79,8 @@ def test_every_setting_can_come_from_each_source(command: Command, tmp_path: Pat
         "port": 9000,
         "model_name": "mine",
         "api_key_file": "keys",
+        "admin_key_file": "admin-keys",
+        "pair_root": "pairs",
         "engine": "fake",
         "dtype": "bfloat16",
         "max_model_len": 128,

@@ -29,6 +29,8 @@ PATHS: dict[str, tuple[list[str], dict[str, str]]] = {
             "base": ANY,
             "pair": CHECKPOINT,
             "api_key_file": FILE,
+            "admin_key_file": FILE,
+            "pair_root": CHECKPOINT,
             "config": FILE,
         },
     ),

@@ -15,7 +15,6 @@ from rich.console import Console
 from densepath.commands.engines import build_engine
 from densepath.commands.pairs import load_tokenizer, read_pair, show_notes
 from densepath.commands.settings import ServeSettings
-from densepath.errors import InvalidRequestError
 from densepath.pair.pair import Pair, Progress, load_pair
 from densepath.pair.text_half import text_half
 
@@ -51,8 +50,7 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
     )
     swapping = None
     if settings.pair_root is not None:
-        if not settings.pair_root.is_dir():
-            raise InvalidRequestError(f"--pair-root: there is no directory {settings.pair_root}")
+        os.listdir(settings.pair_root)  # raises the OSError that a swap would end in
         swapping = Swapping(
             settings.pair_root, functools.partial(_prepare, settings, say), settings.drain_seconds
         )
