@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -183,6 +184,8 @@ def test_swaps_then_a_shutdown(
                 if name != "deep":  # its engine has to start, and under load it was refused
                     refused(served, name, root)
             until(lambda: len(served.engines()) == 1)  # that of the served pair
+            served.process.send_signal(signal.SIGHUP)
+            until(lambda: "keys_reloaded" in served.log.read_text())
             assert "Traceback" not in served.log.read_text()
             asked = threads.submit(served.put, "one")
             until(lambda: len(served.engines()) == 2)
