@@ -314,6 +314,21 @@ def test_the_old_engine_waits_for_its_requests_but_not_for_ever(pair: Pair, tmp_
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
 
 
+def test_a_second_engine_needs_room_in_main_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    from densepath.commands.engines import require_room
+
+    monkeypatch.setattr("densepath.engine.vllm.environment.cpu_build", lambda: True)
+    scorer = FakeScorer()
+    scorer.arguments = {"kv_cache_memory_bytes": 3 << 30}  # type: ignore[attr-defined]
+    for free, fits in ((5 << 30, True), (4 << 30, False)):
+        monkeypatch.setattr("densepath.verification.oracle.free_memory", lambda free=free: free)
+        if fits:
+            require_room(pair, scorer)
+            continue
+        with pytest.raises(InvalidPairError, match=r"about 4\.0 GiB of memory, and 4\.0 GiB are free"):
+            require_room(pair, scorer)
+
+
 def test_without_a_root_there_is_no_swap(pair: Pair) -> None:
     with running(make_service(pair), admin_keys=(ADMIN,)) as served:
         answer = swap(served, "one")

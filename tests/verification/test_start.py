@@ -223,6 +223,8 @@ def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:
     for limit, free in (("max\n", machine), ("1000\n", 700), ("200\n", 0)):
         (tmp_path / "memory.max").write_text(limit)
         assert oracle.free_memory(tmp_path) == pytest.approx(free, rel=0.5)
+    (tmp_path / "memory.stat").write_text("file 250\ninactive_file 200\n")
+    assert oracle.free_memory(tmp_path) == 100
 
 
 async def test_a_large_pair_is_computed_before_the_engine_takes_its_memory(

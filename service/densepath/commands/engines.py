@@ -8,11 +8,14 @@ from rich.console import Console
 
 from densepath.config import Engine, EngineOptions, Verify
 from densepath.engine.scorer import Scorer
-from densepath.errors import InvalidRequestError
+from densepath.errors import InvalidPairError, InvalidRequestError
 from densepath.pair.pair import Pair
 
 if TYPE_CHECKING:
     from densepath.verification.start import Start
+
+#: What an engine process takes besides weights and KV cache: 690 MB for tiny models on a CPU.
+PROCESS_BYTES = 1 << 30
 
 
 def build_engine(
@@ -59,6 +62,30 @@ def build_engine(
         say=lambda line: say.print(line, markup=False, soft_wrap=True),
         reasons=reasons,
     )
+
+
+def require_room(pair: Pair, scorer: Scorer) -> None:
+    """Raise InvalidPairError where the main memory has no room for this engine beside another one.
+
+    The kernel would kill one of the two, or the service. On a GPU, vLLM looks at the free memory itself.
+    """
+    from densepath.engine.vllm.environment import cpu_build
+    from densepath.verification.oracle import free_memory
+
+    if not cpu_build():
+        return
+    weights = sum(
+        file.stat().st_size
+        for directory in (pair.sft, pair.reference)
+        for file in directory.glob("*.safetensors")
+    )
+    cache = getattr(scorer, "arguments", {}).get("kv_cache_memory_bytes") or 0
+    needed, free = weights + cache + PROCESS_BYTES, free_memory()
+    if needed > free:
+        raise InvalidPairError(
+            f"a second engine takes about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are "
+            "free"
+        )
 
 
 def context_length(pair: Pair, options: EngineOptions) -> int:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from densepath.commands.engines import build_engine
+from densepath.commands.engines import build_engine, require_room
 from densepath.commands.pairs import load_tokenizer, read_pair, show_notes
 from densepath.commands.settings import ServeSettings
+from densepath.config import Engine
 from densepath.pair.pair import Pair, Progress, load_pair
 from densepath.pair.text_half import text_half
 
@@ -104,7 +105,10 @@ def _prepare(
     directories = (text_half(directory, tell) for directory in (sft, reference))
     pair = load_pair(*directories, allow_same=settings.allow_same, progress=progress)
     show_notes(pair, say)
-    return _served(settings, pair, say)
+    served, start = _served(settings, pair, say)
+    if settings.engine is Engine.VLLM:
+        require_room(pair, served.scorer)
+    return served, start
 
 
 def _demo_examples() -> list[dict[str, Any]]:

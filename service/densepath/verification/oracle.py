@@ -230,9 +230,19 @@ def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     free: int = psutil.virtual_memory().available
     try:
         limit = int((cgroup / "memory.max").read_text())  # "max" if there is no limit
-        return min(free, max(0, limit - int((cgroup / "memory.current").read_text())))
+        used = int((cgroup / "memory.current").read_text())
+        used -= _file_cache(cgroup / "memory.stat")  # the kernel gives it back
+        return min(free, max(0, limit - used))
     except (OSError, ValueError):
         return free
+
+
+def _file_cache(stat: Path) -> int:
+    """Bytes of files in a container's memory that nobody has used lately."""
+    if not stat.exists():
+        return 0
+    fields = dict(line.split() for line in stat.read_text().splitlines())
+    return int(fields.get("inactive_file", 0))
 
 
 def _choose_attention(model: Any, heads: int, length: int) -> None:
