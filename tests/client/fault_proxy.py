@@ -49,7 +49,7 @@ class FaultProxy:
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        request = await _message(reader)
+        request = await message(reader)
         self.attempts += 1
         fault = self.faults.pop(0) if self.faults else Fault()
         if fault.instead is not None:
@@ -72,13 +72,13 @@ class FaultProxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
         try:
             writer.write(request)
-            return await _message(reader)
+            return await message(reader)
         finally:
             writer.close()
             await writer.wait_closed()
 
 
-async def _message(reader: asyncio.StreamReader) -> bytes:
+async def message(reader: asyncio.StreamReader) -> bytes:
     """A whole request or answer: its head, and as much body as the head says."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)\r\n", head)

@@ -6,7 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
+from client.conftest import FakeService
 from densepath.client.gate import REQUESTS_A_RETRY, RETRIES
+from densepath.client.replicas import REQUESTS_A_CONNECTION
 from densepath.client.retry import ATTEMPTS
 from densepath.errors import (
     BY_CODE,
@@ -244,3 +246,10 @@ def test_few_failures_among_many_requests_are_within_the_budget(
     service.instead = [every_tenth]
     assert len(client.score([ITEM] * n_items)) == n_items
     assert len(service.scored()) == pytest.approx(n_items * 10 / 9, abs=2)
+
+
+def test_one_request_in_a_hundred_ends_its_connection(client: Any, service: FakeService) -> None:
+    for _ in range(2 * REQUESTS_A_CONNECTION - 1):
+        client.score([ITEM])
+    closing = [request.headers.get("connection") == "close" for request in service.requests]
+    assert [n for n, ends in enumerate(closing, 1) if ends] == [100, 200]

@@ -14,11 +14,14 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 
 import httpx
 
 from densepath.client.gate import Gate
 from densepath.errors import InvalidRequestError
+
+REQUESTS_A_CONNECTION = 100
 
 
 class Replica:
@@ -29,6 +32,16 @@ class Replica:
         self.name = url.netloc.decode("ascii")  # without the user and password that a URL may hold
         self.gate = Gate(self.name)
         self._salt = hashlib.blake2b(self.url.encode()).digest()
+        self._sent = count(1)
+
+    def headers(self) -> dict[str, str]:
+        """The headers of the next request. One in REQUESTS_A_CONNECTION closes its connection.
+
+        A URL may stand for many replicas behind a load balancer of connections, such as a Kubernetes Service.
+        A new replica gets only new connections, and those that are in use would stay where they are.
+        """
+        last = next(self._sent) % REQUESTS_A_CONNECTION == 0
+        return {"Connection": "close"} if last else {}
 
     def weight(self, key: bytes) -> bytes:
         """The weight by which rendezvous hashing ranks the replicas for a key."""

@@ -92,7 +92,7 @@ class Sending:
                 "method": self._exchange.method,
                 "url": replica.url + self._exchange.path,
                 "content": self._content,
-                "headers": self._headers | self._patience.headers(),
+                "headers": self._headers | self._patience.headers() | replica.headers(),
                 "timeout": self._patience.timeout(timeout),
             }
         except _LOST as lost:
