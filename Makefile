@@ -1,6 +1,6 @@
 # The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo check test test-tools test-integrations test-architectures bench docs build lock clean
+.PHONY: help setup serve demo check test test-tools test-integrations test-architectures endurance bench docs build lock clean
 
 BIN := .venv/bin
 SCRIPTS := scripts/setup scripts/lock scripts/checkov scripts/integrations scripts/playground-types scripts/test-tools \
@@ -44,6 +44,10 @@ test-integrations: setup ## run the tests of the training frameworks, in .venv-i
 
 test-architectures: setup ## hold every architecture against transformers; WRITE=1 records what came of them
 	ARCHITECTURES=$(if $(WRITE),write,all) $(BIN)/pytest tests/architectures
+
+endurance: setup ## load, chaos and soak; LOAD=60 CHAOS=120 (seconds), SOAK=100000 (requests), SEED=1; 0 leaves one out
+	PYTHONPATH=tests $(BIN)/python -m endurance --load $(or $(LOAD),60) --chaos $(or $(CHAOS),120) \
+		--soak $(or $(SOAK),100000) --seed $(or $(SEED),1)
 
 bench: setup ## run every benchmark; each prints its ratio and its largest difference
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
