@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import psutil
 
 from checkpoints import make_checkpoint
 from densepath import AsyncClient
+from densepath.config import Limits
 from densepath.errors import DensepathError
 from densepath.pair.pair import load_pair
 from endurance.figures import Findings, quantiles, say
@@ -38,6 +39,9 @@ from endurance.truth import TOLERANCE, Case, by_transformers, draw, make_cases
 ADMIN_KEY = "key-of-the-chaos"
 #: The service replaces its engine 3 times in an hour: a kill or a long stop costs one of them.
 FAULTS = ("kill", "short stop", "long stop", "short stop", "kill")
+#: Of a service that ends with its engine.
+FAULTS_WITHOUT_RESTART = ("short stop",) * 4
+REPLACES_ENGINE = any(field.name == "hang_seconds" for field in fields(Limits))
 HANG_SECONDS, SHORT_STOP_SECONDS, LONG_STOP_SECONDS = 8.0, 2.0, 15.0
 #: Until the service is ready again after a fault; a start of the engine on two cores under load is long.
 READY_WITHIN = 180.0
@@ -158,7 +162,7 @@ class Chaos:
                 return
         case = self.cases[scores.model_version][index]
         for score, (sft_T, reference_T) in zip(scores, case.logps, strict=True):
-            difference = np.abs(score.rewards - (sft_T - reference_T)).max()
+            difference = np.abs(score.reward_T - (sft_T - reference_T)).max()
             assert difference <= 2 * TOLERANCE, f"the client has a reward that is wrong by {difference:.1e}"
         self.events["client: scored"] += 1
 
@@ -304,9 +308,20 @@ def chaos(seconds: float, seed: int) -> Findings:
             "--max-queued-tokens",
             "2000",
         ]
-        options += ["--hang-seconds", HANG_SECONDS, "--admin-key-file", keys, "--pair-root", root]
+        options += ["--admin-key-file", keys, "--pair-root", root]
+        if REPLACES_ENGINE:
+            options += ["--hang-seconds", HANG_SECONDS]
+        else:
+            say("this service does not replace its engine: it is only stopped, for short times")
         targets = [*(Target(*each, 200) for each in two * 2), *broken_pairs(root, two[0])]
         say("starting the engine")
         with watched(folder, *options, "--kv-cache-memory-bytes", str(64 << 20)) as service:
-            wild = Chaos(service, cases, targets=targets, faults=FAULTS, seconds=seconds, seed=seed)
+            wild = Chaos(
+                service,
+                cases,
+                targets=targets,
+                faults=FAULTS if REPLACES_ENGINE else FAULTS_WITHOUT_RESTART,
+                seconds=seconds,
+                seed=seed,
+            )
             return run(service, wild)

@@ -49,7 +49,6 @@ def call(client: Client, rng: random.Random) -> str:
         elif kind == "ready":
             client.ready()
         else:
-            _score_options(kind)
             client.score(*_arguments(kind, rng), **_score_options(kind))
     except DensepathError as error:
         return f"{kind}: {type(error).__name__}"

@@ -62,6 +62,8 @@ def run(
     claim_times(findings, tally, livez, service)
     growth = after.memory_mb - before.memory_mb
     findings.claim_if_timed(growth < MEMORY_MB, f"memory grew by {growth:.1f} MB, of at most {MEMORY_MB:.0f}")
+    threads = f"threads: {before.threads}, then {after.threads}"
+    findings.claim_if_timed(after.threads <= before.threads, threads)
     findings.claim(not grown(before, after), f"grown are: {', '.join(grown(before, after)) or 'none'}")
     return findings
 

@@ -95,8 +95,8 @@ class Watched:
 
 
 def grown(before: Held, after: Held) -> list[str]:
-    """What there is more of than before, memory left out."""
-    names = ("tasks", "connections", "threads", "descriptors")
+    """What there is more of than before. Memory and threads, whose pools fill slowly, are left out."""
+    names = ("tasks", "connections", "descriptors")
     return [name for name in names if getattr(after, name) > getattr(before, name)]
 
 
