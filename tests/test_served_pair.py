@@ -185,7 +185,7 @@ def test_row_26_kill_9_leaves_no_process_and_a_restart_scores_the_same(
         process.wait()
 
 
-def test_a_dead_engine_ends_the_service(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_row_20_a_dead_engine_ends_the_service(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
     log = tmp_path / "log"
     process, url = start("--sft", pair_dirs[0], "--reference", pair_dirs[1], *SMALL, log=log)
     try:

@@ -145,7 +145,7 @@ async def refused(budget: TokenBudget, tokens: int) -> int:
     return error.value.retry_after
 
 
-async def test_retry_after_follows_the_measured_rate() -> None:
+async def test_row_01_retry_after_follows_the_measured_rate() -> None:
     clock = Clock()
     budget = TokenBudget(100_000, clock)
     async with budget.admit(100_000) as first, AsyncExitStack() as stack:
@@ -176,7 +176,7 @@ async def test_an_empty_service_does_not_count_as_slow() -> None:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-async def test_no_size_starves(share: float) -> None:
+async def test_row_02_no_size_starves(share: float) -> None:
     """120 clients of 2 % each come back as they are told, and one of a much larger share does too."""
     clock, generator, rate = Clock(), random.Random(1), 2000.0
     budget = TokenBudget(10_000, clock)

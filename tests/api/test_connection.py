@@ -89,7 +89,7 @@ def test_headers_over_the_limit_end(served: Running) -> None:
         assert only_code(read_all(raw)) == (400, "malformed_body")
 
 
-def test_slow_headers_are_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_39_slow_headers_are_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedProtocol, "header_seconds", 0.2)
     with running(make_service(pair)) as served:
         assert only_code(served.speak(LIVE)) == (408, "request_timeout")
@@ -106,7 +106,7 @@ def test_slow_headers_are_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("head", [POST, POST.replace(b"1.1", b"1.0"), POST + b"Connection: close\r\n"])
-def test_a_slow_body_is_refused(head: bytes, pair: Pair) -> None:
+def test_row_39_a_slow_body_is_refused(head: bytes, pair: Pair) -> None:
     with running(make_service(pair, limits=Limits(body_seconds=0.2))) as served:
         assert only_code(served.speak(head + b"Content-Length: 100\r\n\r\n{")) == (408, "request_timeout")
         chunked = head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"

@@ -48,7 +48,7 @@ def read_alive(raw: socket.socket) -> None:
     }.values(),
     ids=["trailers", "one trailer", "an extension of a chunk", "blank lines", "a body that nobody reads"],
 )
-def test_what_never_ends_is_ended(
+def test_row_39_what_never_ends_is_ended(
     head: bytes, part: bytes, served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("densepath.api.protocol.LINGER_SECONDS", 0.2)
@@ -115,7 +115,7 @@ def test_row_04_a_client_that_never_reads_is_cut_off(pair: Pair, monkeypatch: py
         served.until(lambda: not served.connections)  # it still has not read a byte
 
 
-def test_beyond_the_most_connections_only_probes_are_answered(pair: Pair) -> None:
+def test_row_39_beyond_the_most_connections_only_probes_are_answered(pair: Pair) -> None:
     limits = Limits(max_connections=4, max_connections_per_address=3)
     with running(make_service(pair, limits=limits)) as served, contextlib.ExitStack() as held:
         for _ in range(3):

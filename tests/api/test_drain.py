@@ -128,7 +128,7 @@ def refused(process: Process, path: str = "/readyz") -> str:
     return str(answer.json()["error"]["code"])
 
 
-def test_a_drain_loses_nothing(start: Callable[[float], Process]) -> None:
+def test_row_24_a_drain_loses_nothing(start: Callable[[float], Process]) -> None:
     process = start(30.0)
     assert process.client.get("/readyz").status_code == 200
     stuck = [process.start_stuck() for _ in range(3)]
@@ -148,7 +148,7 @@ def test_a_drain_loses_nothing(start: Callable[[float], Process]) -> None:
         process.client.get("/livez")
 
 
-def test_under_load_every_request_that_was_read_is_answered(start: Callable[[float], Process]) -> None:
+def test_row_24_under_load_every_request_that_was_read_is_answered(start: Callable[[float], Process]) -> None:
     process = start(30.0)
     ended: list[int] = []
 
@@ -183,7 +183,7 @@ def test_an_idle_service_leaves_at_once(start: Callable[[float], Process]) -> No
     assert process.ends() == 0
 
 
-def test_what_is_left_after_the_bound_is_told_so(start: Callable[[float], Process]) -> None:
+def test_row_25_what_is_left_after_the_bound_is_told_so(start: Callable[[float], Process]) -> None:
     process = start(0.2)
     stuck = process.start_stuck()
     process.signal()
@@ -192,7 +192,7 @@ def test_what_is_left_after_the_bound_is_told_so(start: Callable[[float], Proces
     assert process.ends() == 0
 
 
-def test_a_second_signal_ends_the_wait(start: Callable[[float], Process]) -> None:
+def test_row_25_a_second_signal_ends_the_wait(start: Callable[[float], Process]) -> None:
     process = start(600.0)
     stuck = process.start_stuck()
     process.signal()

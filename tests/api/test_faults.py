@@ -64,7 +64,7 @@ def code(answer: httpx.Response) -> str:
     return str(answer.json()["error"]["code"])
 
 
-def test_overload_refuses_early_and_what_was_accepted_finishes(held: Running) -> None:
+def test_row_01_overload_refuses_early_and_what_was_accepted_finishes(held: Running) -> None:
     accepted = BUDGET // TOKENS
     with ThreadPoolExecutor(accepted) as pool:
         first = [pool.submit(held.score, GOOD) for _ in range(accepted)]
@@ -79,7 +79,7 @@ def test_overload_refuses_early_and_what_was_accepted_finishes(held: Running) ->
     assert held.metric("densepath_rejections_total", code="overloaded") == 5
 
 
-def test_a_full_queue_refuses_before_the_body_is_read(held: Running) -> None:
+def test_row_01_a_full_queue_refuses_before_the_body_is_read(held: Running) -> None:
     accepted = BUDGET // TOKENS
     paths = (b"/v1/rewards", b"/v1/completions", b"/generate", b"/inference/v1/generate", b"/get_reward")
     with ThreadPoolExecutor(accepted) as pool:
@@ -94,7 +94,7 @@ def test_a_full_queue_refuses_before_the_body_is_read(held: Running) -> None:
         assert [answer.result().status_code for answer in first] == [200] * accepted
 
 
-def test_a_large_request_waits_for_its_turn_and_those_behind_it_wait_too(held: Running) -> None:
+def test_row_02_a_large_request_waits_for_its_turn_and_those_behind_it_wait_too(held: Running) -> None:
     with ThreadPoolExecutor(3) as pool:
         small = pool.submit(held.score, *[GOOD] * 5)
         held.until(lambda: held.service.budget.queued_tokens == 30)
@@ -141,7 +141,7 @@ def test_row_05_a_client_that_hangs_up_in_the_queue_never_reaches_the_engine(hel
     assert held.scorer.scored == 9
 
 
-def test_a_request_over_the_whole_budget_is_never_admitted(held: Running) -> None:
+def test_row_02_a_request_over_the_whole_budget_is_never_admitted(held: Running) -> None:
     answer = held.score(*[GOOD] * 11)
     assert (answer.status_code, code(answer)) == (422, "invalid_request")
     assert "66" in answer.json()["error"]["message"]
@@ -200,7 +200,7 @@ def json_headers(more: dict[str, str]) -> dict[str, str]:
     return {"Content-Type": "application/json", **more}
 
 
-def test_a_dead_engine_answers_every_waiter_and_fails_its_probes(held: Running) -> None:
+def test_row_20_a_dead_engine_answers_every_waiter_and_fails_its_probes(held: Running) -> None:
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(held.score, GOOD, GOOD, on_error=mode) for mode in ("fail", "item") * 2]
         held.until(lambda: held.metric("densepath_running_sequences") == 8)

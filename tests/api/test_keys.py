@@ -54,7 +54,7 @@ def routes(guarded: Running) -> list[tuple[str, str]]:
     return [*found, ("get", "/openapi.json"), *(("post", path) for path in UNKNOWN)]
 
 
-def test_every_route_but_the_open_ones_needs_a_key(guarded: Running) -> None:
+def test_row_33_every_route_but_the_open_ones_needs_a_key(guarded: Running) -> None:
     for method, path in routes(guarded):
         answer = guarded.client.request(method, path, json={} if method == "post" else None)
         if path in OPEN:
@@ -101,7 +101,7 @@ def test_every_route_but_the_open_ones_needs_a_key(guarded: Running) -> None:
         KEY.encode(),
     ],
 )
-def test_a_wrong_key_is_refused(value: bytes, guarded: Running) -> None:
+def test_row_33_a_wrong_key_is_refused(value: bytes, guarded: Running) -> None:
     for path in ("/v1/pair", "/nowhere"):
         answer = guarded.client.get(path, headers=[(b"Authorization", value)])
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -155,7 +155,7 @@ def test_a_browsers_password_is_of_no_use_to_another_site(guarded: Running) -> N
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE"])
-def test_every_route_in_every_method(method: str, administered: Running, guarded: Running) -> None:
+def test_row_33_every_route_in_every_method(method: str, administered: Running, guarded: Running) -> None:
     paths = {path for _, path in routes(administered)} | {"/playground/examples", "/playground/main.js"}
 
     def status(served: Running, path: str, headers: dict[str, str]) -> int:

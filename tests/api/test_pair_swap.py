@@ -162,7 +162,7 @@ def checked_completion(client: httpx.Client, below: dict[str, float]) -> str:
     return version
 
 
-def test_swaps_under_load(pair: Pair, tmp_path: Path) -> None:
+def test_row_46_swaps_under_load(pair: Pair, tmp_path: Path) -> None:
     """A third of the swaps fail, each at another stage. Every answer's numbers are those of its version."""
     stop = threading.Event()
     with swappable(pair, tmp_path / "pairs") as (served, pairs), ThreadPoolExecutor(6) as threads:
@@ -206,7 +206,7 @@ def test_swaps_under_load(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_pair_that_fails_leaves_the_old_one(
+def test_row_31_a_pair_that_fails_leaves_the_old_one(
     fault: str, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with swappable(pair, tmp_path / "pairs") as (served, pairs):
@@ -247,7 +247,7 @@ def test_what_shows_the_pair_follows_it(pair: Pair, tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "model_version_mismatch")
 
 
-def test_a_second_swap_is_told_so(pair: Pair, tmp_path: Path) -> None:
+def test_row_32_a_second_swap_is_told_so(pair: Pair, tmp_path: Path) -> None:
     with swappable(pair, tmp_path / "pairs") as (served, pairs), ThreadPoolExecutor(1) as threads:
         slow = threads.submit(swap, served, "slow")
         assert pairs.loading.wait(20)
@@ -383,7 +383,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "..\\outside",
     ],
 )
-def test_a_path_that_leads_elsewhere_is_refused(text: str, elsewhere: Path) -> None:
+def test_row_35_a_path_that_leads_elsewhere_is_refused(text: str, elsewhere: Path) -> None:
     with pytest.raises(InvalidPairError) as refused:
         allowed_directory("sft", text.replace("{top}", str(elsewhere)), elsewhere / "root")
     assert str(elsewhere) not in refused.value.message

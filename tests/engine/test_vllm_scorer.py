@@ -66,7 +66,7 @@ async def score_with_two_workers(
         await scorer.close()
 
 
-async def test_concurrent_cancelled_and_killed(
+async def test_rows_05_06_20_concurrent_cancelled_and_killed(
     pair_dirs: tuple[Path, Path], say_difference: Callable[[str, float], None]
 ) -> None:
     """One engine, three lives: all at once, with half of the calls cancelled, and killed."""

@@ -131,7 +131,7 @@ def test_the_job_sees_what_no_restart_mends(served: Served) -> None:
         assert "send a valid key" in pods[0].said() + pods[1].said()
 
 
-def test_what_is_in_flight_at_sigterm_is_answered(served: Served) -> None:
+def test_row_24_what_is_in_flight_at_sigterm_is_answered(served: Served) -> None:
     """The last of this file: it stops the service."""
     ids = [1 + n % 140 for n in range(900)]
     items = [{"prompt_token_ids": [n + 1, *ids[:100]], "response_token_ids": ids[100:]} for n in range(200)]
