@@ -70,7 +70,7 @@ def test_row_14_empty_sides_are_refused() -> None:
         from_response([1], [])
 
 
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 3))
+@given(st.integers(-2, 2) | st.integers(317, 322) | st.integers(-(2**63), 2**63 - 1), st.integers(0, 3))
 def test_row_15_ids_are_the_rows_of_both_embeddings(token_id: int, at: int) -> None:
     values = [5, 6, 7, 8]
     values[at] = token_id

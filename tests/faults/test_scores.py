@@ -1,8 +1,9 @@
-"""A batch in which some sequences fail, and an event loop that must stay free."""
+"""Sequences that fail, a text that takes long, a client that does not read: the others notice nothing."""
 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.bodies import GOOD, TEXT
+from api.bodies import GOOD, TEXT, body
 from api.running import Running, expected_rewards, make_service, pair, running
+from api.test_connection import POST, sized
 from densepath.engine.fake import FakeScorer
 from densepath.pair.pair import Pair
 from densepath.sequences import Tokenizer
@@ -89,3 +91,18 @@ def test_row_22_probes_are_answered_while_a_text_is_tokenised(
             go_on.set()
         assert waiting.result().status_code == 200
     assert broken.score(GOOD).status_code == 200
+
+
+def test_row_04_a_client_that_does_not_read_holds_no_tokens(broken: Running) -> None:
+    content = body(*[{"id": "x" * 20_000, **GOOD}] * 200)
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", broken.port))
+        scored = broken.scorer.scored
+        raw.sendall(POST + sized(content))
+        broken.until(lambda: broken.scorer.scored == scored + 200)
+        broken.until(lambda: broken.service.budget.queued_tokens == 0)
+        unread = broken.now(lambda: [each.transport.get_write_buffer_size() for each in broken.connections])
+        assert max(unread) > 1_000_000, "the answer is still being sent"
+        assert broken.score(GOOD).status_code == 200
+    broken.idle()
