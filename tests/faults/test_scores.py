@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from api.test_connection import POST, sized
 from densepath.engine.fake import FakeScorer
 from densepath.pair.pair import Pair
 from densepath.sequences import Tokenizer
+from densepath.trainer.errors import TrainerError
+from densepath.trainer.reinforce.reward_calls import RewardCalls
 
 __all__ = ["pair"]  # a fixture
 
@@ -106,3 +109,17 @@ def test_row_04_a_client_that_does_not_read_holds_no_tokens(broken: Running) -> 
         assert max(unread) > 1_000_000, "the answer is still being sent"
         assert broken.score(GOOD).status_code == 200
     broken.idle()
+
+
+def test_row_46_a_trainer_takes_no_rewards_of_another_pair(pair: Pair) -> None:
+    with running(make_service(pair)) as served:
+        lifecycle, url = served.service.lifecycle, f"http://127.0.0.1:{served.port}"
+        with RewardCalls(url, api_key=None, wait_seconds=30, on_wait=lambda _: None) as rewards:
+            rewards.submit([0], [GOOD])
+            assert rewards.collect().keys() == {0}
+            rewards.submit([1], [GOOD])  # of the pair before the swap, or of none
+            swapped = replace(lifecycle.served, pair=replace(pair, version="another-version"))
+            served.now(lambda: setattr(lifecycle, "served", swapped))
+            rewards.submit([2], [GOOD])
+            with pytest.raises(TrainerError, match="another pair"):
+                rewards.collect()
