@@ -3,7 +3,7 @@
 .PHONY: help setup serve demo check test test-tools test-integrations test-architectures endurance bench docs build lock clean
 
 BIN := .venv/bin
-SCRIPTS := scripts/setup scripts/lock scripts/checkov scripts/integrations scripts/playground-types scripts/test-tools \
+SCRIPTS := scripts/setup scripts/lock scripts/build scripts/checkov scripts/integrations scripts/playground-types scripts/test-tools \
 	scripts/common.sh .ci/run
 
 help: ## list the targets
@@ -55,13 +55,16 @@ bench: setup ## run every benchmark; each prints its ratio and its largest diffe
 docs: setup ## build the documentation into site/, with a strict link check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-build: setup ## make the wheel and the sdist in dist/
-	rm -rf dist
-	$(BIN)/python -m build
+build: setup ## make the wheel and the sdist in dist/, and in sbom/ what each engine's lock installs (CycloneDX)
+	rm -rf dist sbom
+	@scripts/build --out-dir dist
+	mkdir sbom
+	for engine in cpu cuda; do $(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml \
+		--output-reproducible --output-file sbom/$$engine.cdx.json locks/$$engine.txt || exit 1; done
 
 lock: ## make locks/ anew from pyproject.toml (UPGRADE=1 moves the pins)
 	@scripts/lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .venv-integrations .venv-checkov .venv-typescript .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist site
+	rm -rf .venv .venv-integrations .venv-checkov .venv-typescript .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist sbom site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,10 @@
 # What scripts/setup and scripts/lock share: words on the screen, a Python, a pinned uv, and the source of the CPU torch wheel.
 # shellcheck shell=bash
 
-UV_VERSION=0.13.9
+UV_VERSION=$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' locks/uv.txt)
+# Every file that is installed has one of the hashes of its lock, and what a package is built with has one of build.txt.
+# shellcheck disable=SC2034  # scripts that source this file use it
+HASHED=(--require-hashes --require-build-hashes --preview-features build-dependency-hashes --build-constraints locks/build.txt)
 
 say() { printf 'densepath: %s\n' "$*"; }
 die() { printf 'densepath: %s\n' "$*" >&2; exit 1; }
@@ -26,13 +29,17 @@ has_nvidia_gpu() {
   [[ $(nvidia-smi --list-gpus 2>/dev/null) == GPU* ]] || [[ -d /proc/driver/nvidia/gpus && -e /dev/nvidiactl ]]
 }
 
+# Prints how many packages these locks pin.
+count_pins() { cat "$@" | grep -o '^[a-z0-9][^=]*==' | sort -u | wc -l; }
+
 # Sets UV: a pinned uv in its own small environment, so that syncing the project's never removes it.
 get_uv() { # get_uv PYTHON DIR
   UV=$2/bin/uv
   if [[ $("$UV" --version 2>/dev/null) != "uv $UV_VERSION "* ]]; then
     say "fetching uv $UV_VERSION"
     "$1" -m venv "$2"
-    "$2/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "uv==$UV_VERSION" ||
+    "$2/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
+      --require-hashes --requirement locks/uv.txt ||
       die "could not fetch uv $UV_VERSION with pip: see the lines above"
   fi
 }

@@ -85,5 +85,15 @@ def options_of(command: str) -> set[str]:
 
 
 def lock(name: str) -> list[str]:
-    """The lines of locks/NAME.txt."""
-    return (ROOT / "locks" / f"{name}.txt").read_text().splitlines()
+    """The pins of locks/NAME.txt, without the hashes of their files."""
+    return list(hashes(name))
+
+
+@cache
+def hashes(name: str) -> dict[str, list[str]]:
+    """The pins of locks/NAME.txt, each with its hashes, `sha256:...`."""
+    text = (ROOT / "locks" / f"{name}.txt").read_text().replace("\\\n", " ")
+    return {
+        pin.strip(): [digest.strip() for digest in found]
+        for pin, *found in (line.split("--hash=") for line in text.splitlines())
+    }

@@ -10,13 +10,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from containers.files import PYPROJECT, ROOT, lock
+from containers.files import PYPROJECT, ROOT, hashes, lock
 
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PYTHONS = ["3.11", "3.12"]
 #: Installed without what they ask for.
-BARE = {line.partition("==")[0] for line in (ROOT / "locks/dev-bare.txt").read_text().splitlines()}
+BARE = {pin.partition("==")[0] for pin in lock("dev-bare")}
+LOCKS = sorted(path.stem for path in (ROOT / "locks").glob("*.txt"))
 
 
 def excluded(name: str) -> set[str]:
@@ -54,12 +55,27 @@ def direct(extras: list[str]) -> list[Requirement]:
     return requirements
 
 
-@pytest.mark.parametrize(
-    "name", ["cpu", "cuda", "dev", "dev-bare", "integrations", "integrations-bare", "checkov"]
-)
-def test_a_lock_holds_pins_and_no_address_or_path(name: str) -> None:
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_holds_pins_with_their_hashes_and_no_address_or_path(name: str) -> None:
     pin = re.compile(r"[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.+]*( ; [^/@]+)?")
-    assert [line for line in lock(name) if not pin.fullmatch(line)] == []
+    digest = re.compile(r"sha256:[0-9a-f]{64}")
+    pinned = hashes(name)
+    assert [line for line in pinned if not pin.fullmatch(line)] == []
+    assert [
+        line for line, found in pinned.items() if not found or not all(map(digest.fullmatch, found))
+    ] == []
+
+
+def test_the_cpu_build_of_torch_has_the_hashes_that_are_kept_by_hand() -> None:
+    kept = dict(map(str.split, (ROOT / "locks/cpu-torch.sha256").read_text().splitlines()))
+    torch = (ROOT / "locks/cpu-overrides.in").read_text().strip()
+    wheels = re.compile(
+        rf"torch-{re.escape(torch.removeprefix('torch=='))}-cp31[12]-\S+_(x86_64|aarch64)\.whl"
+    )
+    assert len(kept) == 4
+    assert all(map(wheels.fullmatch, kept.values()))
+    for name in ("cpu", "integrations"):
+        assert hashes(name)[torch] == [f"sha256:{digest}" for digest in kept]
 
 
 @pytest.mark.parametrize("python", PYTHONS)

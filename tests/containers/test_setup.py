@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -72,6 +75,35 @@ def test_without_a_torch_wheel_it_says_what_would_help(tmp_path: Path) -> None:
     assert done.returncode == 1
     for word in ("no such wheel", "torch==1+cpu", "PIP_FIND_LINKS", "PyTorch's CPU index"):
         assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("pin", "refusal"),
+    [
+        ("right", ""),
+        ("wrong", "Hash mismatch for `thing==1`"),
+        ("absent", "all requirements must have a hash"),
+    ],
+)
+def test_a_file_that_is_not_the_lock_s_is_refused(tmp_path: Path, pin: str, refusal: str) -> None:
+    wheel = tmp_path / "thing-1-py3-none-any.whl"
+    with ZipFile(wheel, "w") as archive:
+        for name, text in (
+            ("METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1\n"),
+            ("WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+            (
+                "RECORD",
+                "thing-1.dist-info/METADATA,,\nthing-1.dist-info/WHEEL,,\nthing-1.dist-info/RECORD,,\n",
+            ),
+        ):
+            archive.writestr(f"thing-1.dist-info/{name}", text)
+    digest = {"right": hashlib.sha256(wheel.read_bytes()).hexdigest(), "wrong": "0" * 64}.get(pin)
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"thing==1 --hash=sha256:{digest}\n" if digest else "thing==1\n")
+    command = f"pip install --no-index --find-links {tmp_path} --target {tmp_path}/target -r {lock}"
+    done = bash(f'{sys.prefix}/installer/bin/uv {command} --cache-dir {tmp_path}/cache "${{HASHED[@]}}"')
+    assert bool(done.returncode) == bool(refusal), done.stderr
+    assert refusal in done.stderr
 
 
 def test_another_python_is_refused_in_words(tmp_path: Path) -> None:

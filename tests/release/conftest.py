@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ source scripts/common.sh
 get_uv "$1" "${1%/bin/*}/installer"
 get_find_links "${1%/bin/*}/installer"
 TORCH_SOURCE=("${FIND_LINKS[@]}")
-if torch=$(grep '^torch==.*+cpu' "$2"); then get_torch_source "$1" "$torch"; fi
+if torch=$(grep -o '^torch==[^ ]*+cpu' "$2"); then get_torch_source "$1" "$torch"; fi
 python=$3
 shift 3
 "$UV" pip "$@" --quiet --python "$python" "${TORCH_SOURCE[@]}"
@@ -72,15 +71,12 @@ Build = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """`python -m build OPTIONS...`, into a directory of its own."""
+    """`scripts/build OPTIONS...`, into a directory of its own."""
 
     def build(*options: str) -> Path:
         directory = tmp_path_factory.mktemp("dist")
-        words = ["--installer", "uv", "--outdir", str(directory), *options, str(ROOT)]
-        env = os.environ | {"PATH": f"{sys.prefix}/installer/bin:{os.environ['PATH']}"}  # uv's place
-        done = subprocess.run(
-            [sys.executable, "-m", "build", *words], env=env, capture_output=True, text=True, check=False
-        )
+        words = [ROOT / "scripts/build", "--out-dir", directory, *options]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return directory
 
