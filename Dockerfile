@@ -1,9 +1,8 @@
-# syntax=docker/dockerfile:1
 # Two images from one file:  docker build --target cpu .   and   docker build --target cuda .
-# Packages are installed by scripts/setup, as everywhere else. The base image is pinned by tag; where you build, pin
-# it by digest too (docker buildx imagetools inspect IMAGE prints it).
+# Packages are installed by scripts/setup, as everywhere else. The digest is that of the tag for all its platforms, and it
+# alone counts; Dependabot moves both (docker buildx imagetools inspect IMAGE prints them).
 
-FROM python:3.12-slim-bookworm AS base
+FROM python:3.12.14-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254 AS base
 # HOME is the only place, beside /tmp, that the service writes to; the engine's caches live there, in a volume.
 RUN useradd --uid 10001 --create-home --home-dir /var/cache/densepath densepath
 ENV PATH=/opt/densepath/bin:$PATH \

@@ -18,11 +18,12 @@ serve: setup ## build the small demo pair once and serve it
 demo: setup ## run the paper's whole method on two cores: SFT, the pair's service, DPR, a report
 	$(BIN)/densepath demo
 
-check: setup ## format, lint, types, import contracts, scripts, containers, manifests, workflows
+check: setup ## format, lint, types, import contracts, security, scripts, containers, manifests, workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml service scripts
 	$(BIN)/shellcheck --external-sources $(SCRIPTS)
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose*.yml

@@ -163,7 +163,17 @@ def test_an_image_is_built_here_or_pinned(name: str) -> None:
     if "build" in settings:
         assert settings["image"] == "densepath:" + settings["build"]["target"] == "densepath:cpu"
     else:
-        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", settings["image"])
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", settings["image"])
+
+
+@pytest.mark.parametrize("overrides", [(), ("docker-compose.cuda.yml",)])
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_has_a_limit_of_memory_and_of_processes(name: str, overrides: tuple[str, ...]) -> None:
+    settings = compose(*overrides)["services"][name]
+    memory = re.fullmatch(r"(?:\$\{DENSEPATH_MEMORY:-)?(\d+)g\}?", settings["mem_limit"])
+    assert memory
+    assert int(memory[1]) > int(re.match(r"\d+", settings.get("shm_size", "0gb"))[0])  # type: ignore[index]
+    assert 256 <= settings["pids_limit"] <= 4096
 
 
 def test_the_override_takes_the_gpu_s_image_and_one_gpu() -> None:
