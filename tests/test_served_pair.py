@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,25 +187,81 @@ def test_row_26_kill_9_leaves_no_process_and_a_restart_scores_the_same(
         process.wait()
 
 
-def test_row_20_a_dead_engine_ends_the_service(pair_dirs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_rows_20_21_25_a_stopped_and_a_killed_engine_are_replaced_and_a_stopped_one_delays_no_shutdown(
+    pair_dirs: tuple[Path, Path], tmp_path: Path, say_seconds: Callable[[str, float], None]
+) -> None:
     log = tmp_path / "log"
-    process, url = start("--sft", pair_dirs[0], "--reference", pair_dirs[1], *SMALL, log=log)
-    try:
-        wait_ready(process, url, log)
-        children = psutil.Process(process.pid).children(recursive=True)
-        for child in children:
-            if "EngineCore" in " ".join(child.cmdline()):
-                child.kill()
-        answer = httpx.post(f"{url}/v1/rewards", json={"items": [ITEMS["tokens"]]}, timeout=60)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
-        assert int(answer.headers["retry-after"]) > 0
-        assert httpx.get(f"{url}/livez").status_code == 503
-        assert process.wait(timeout=60) != 0, "whatever supervises the service starts it anew"
-        _, orphans = psutil.wait_procs(children, timeout=30)
-        assert not orphans
-    finally:
-        process.kill()
-        process.wait()
+    options = ("--sft", pair_dirs[0], "--reference", pair_dirs[1], *SMALL)
+    bounds = ("--hang-seconds", "6", "--drain-seconds", "2")
+    process, url = start(*options, *bounds, log=log)
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            wait_ready(process, url, log)
+            before, _ = ask(url, ITEMS["tokens"], JSON_MEDIA_TYPE)
+            for number, name in ((signal.SIGSTOP, "SIGSTOP"), (signal.SIGKILL, "SIGKILL")):
+                engine = engine_of(process)
+                gone = [engine, *engine.children(recursive=True)]
+                at = time.monotonic()
+                engine.send_signal(number)
+                waiting = [pool.submit(post, url) for _ in range(8)]
+                for answer in waiting:
+                    assert answer.result().status_code == 503, answer.result().text
+                    assert answer.result().json()["error"]["code"] == "engine_unavailable"
+                    assert int(answer.result().headers["retry-after"]) > 0
+                say_seconds(f"{name} of the engine until the last waiting request was answered", at)
+                assert httpx.get(f"{url}/readyz").status_code == 503
+                assert httpx.get(f"{url}/livez").status_code == 200
+                wait_ready(process, url, log)
+                say_seconds(f"{name} of the engine until it is ready again", at)
+                assert not psutil.wait_procs(gone, timeout=0)[1], "the engine before is gone"
+                after, _ = ask(url, ITEMS["tokens"], JSON_MEDIA_TYPE)
+                for array, values in before.items():
+                    assert values.tobytes() == after[array].tobytes(), array
+            metrics = httpx.get(f"{url}/metrics").text
+            assert 'densepath_engine_restarts_total{result="ok"} 2.0' in metrics
+            assert "densepath_engine_up 1.0" in metrics
+            assert httpx.get(f"{url}/v1/pair").json()["verified"]["verified"] is True
+
+            gone = psutil.Process(process.pid).children(recursive=True)
+            engine_of(process).send_signal(signal.SIGSTOP)
+            last = pool.submit(post, url)
+            wait_until(lambda: "densepath_running_sequences 1.0" in httpx.get(f"{url}/metrics").text)
+            at = time.monotonic()
+            assert stop(process) == 0
+            say_seconds("SIGTERM with a stopped engine until the end, --drain-seconds 2", at)
+            assert last.result().json()["error"]["code"] == "draining"
+            assert not psutil.wait_procs(gone, timeout=0)[1], "no process is left"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def engine_of(process: Any) -> psutil.Process:
+    """The engine's process of a service."""
+    [engine] = [p for p in psutil.Process(process.pid).children() if "EngineCore" in " ".join(p.cmdline())]
+    return engine
+
+
+def post(url: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/rewards", json={"items": [ITEMS["tokens"]]}, timeout=60)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # between two looks at the condition
+
+
+@pytest.fixture
+def say_seconds(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Print how long something took since then. Nothing is asserted: other tests run at the same time."""
+
+    def say(what: str, since: float) -> None:
+        record_property(what, time.monotonic() - since)
+        print(f"{what}: {time.monotonic() - since:.1f} s")
+
+    return say
 
 
 def test_the_verdict_is_shown(url: str) -> None:

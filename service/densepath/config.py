@@ -237,6 +237,15 @@ class Limits:
             rich_help_panel=LIMITS,
         ),
     ] = 30.0
+    hang_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without a forward pass, while work waits, after which the engine is ended and "
+            "started again. Longer than the longest step of the engine.",
+            min=0.01,
+            rich_help_panel=LIMITS,
+        ),
+    ] = 120.0
     max_connections: Annotated[
         int,
         typer.Option(

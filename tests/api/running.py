@@ -21,6 +21,7 @@ from checkpoints import make_tokenizer
 from densepath import sequences
 from densepath.api.app import create_app
 from densepath.api.keys import ApiKeys, Guard
+from densepath.api.lifecycle import MakeEngine
 from densepath.api.served import Served
 from densepath.api.server import build_server
 from densepath.api.service import Service
@@ -30,7 +31,7 @@ from densepath.engine.fake import FakeScorer
 from densepath.pair.pair import Pair, load_pair
 from densepath.sequences import Sequence, Tokenizer
 from densepath.telemetry.traces import Traces
-from densepath.verification.start import start_unverified
+from densepath.verification.start import Start, start_unverified
 
 Result = TypeVar("Result")
 CONTEXT_LENGTH = 64
@@ -56,12 +57,20 @@ def make_service(
     limits: Limits | None = None,
     traces: Traces | None = None,
     chat_template: str | None = STRICT_TEMPLATE,
+    start: Start | None = None,
+    make_engine: MakeEngine | None = None,
 ) -> Service:
     """A service over `pair`, not yet started."""
     fast = copy.deepcopy(make_tokenizer())
     fast.chat_template = chat_template
     served = Served(pair, Tokenizer(fast), scorer or FakeScorer(CONTEXT_LENGTH))
-    return Service(served, start_unverified("it was not asked for"), limits=limits, traces=traces)
+    return Service(
+        served,
+        start or start_unverified("it was not asked for"),
+        make_engine=make_engine,
+        limits=limits,
+        traces=traces,
+    )
 
 
 @dataclass

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import httpx
 import pytest
@@ -88,14 +88,21 @@ class Process:
         return self.popen.wait(timeout=30)
 
 
+class Start(Protocol):
+    """Starts a service, up to this stage."""
+
+    def __call__(self, drain_seconds: float, stage: str | None = None) -> Process: ...
+
+
 @pytest.fixture
-def start(pair_dirs: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[[float], Process]]:
+def start(pair_dirs: tuple[Path, Path], tmp_path: Path) -> Iterator[Start]:
     started: list[Process] = []
 
-    def begin(drain_seconds: float) -> Process:
+    def begin(drain_seconds: float, stage: str | None = None) -> Process:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         arguments = [str(port), str(drain_seconds), *map(str, pair_dirs), str(tmp_path)]
+        arguments += [stage] if stage else []
         popen = subprocess.Popen(
             [sys.executable, HERE / "drained.py", *arguments],
             env={**os.environ, "PYTHONPATH": str(SERVICE)},
@@ -104,9 +111,14 @@ def start(pair_dirs: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[[fl
             text=True,
         )
         started.append(Process(popen, port))
-        started[-1].until_logged("ready")
+        if stage is None:
+            started[-1].until_logged("ready")
         with httpx.Client(transport=httpx.HTTPTransport(retries=10)) as first:  # it may not listen yet
-            assert first.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+            while stage is not None:
+                with contextlib.suppress(httpx.ConnectError):
+                    if stage in first.get(f"http://127.0.0.1:{port}/readyz").text:
+                        break
+            assert first.get(f"http://127.0.0.1:{port}/readyz").status_code == (503 if stage else 200)
         return started[-1]
 
     yield begin
@@ -128,7 +140,7 @@ def refused(process: Process, path: str = "/readyz") -> str:
     return str(answer.json()["error"]["code"])
 
 
-def test_row_24_a_drain_loses_nothing(start: Callable[[float], Process]) -> None:
+def test_row_24_a_drain_loses_nothing(start: Start) -> None:
     process = start(30.0)
     assert process.client.get("/readyz").status_code == 200
     stuck = [process.start_stuck() for _ in range(3)]
@@ -148,7 +160,7 @@ def test_row_24_a_drain_loses_nothing(start: Callable[[float], Process]) -> None
         process.client.get("/livez")
 
 
-def test_row_24_under_load_every_request_that_was_read_is_answered(start: Callable[[float], Process]) -> None:
+def test_row_24_under_load_every_request_that_was_read_is_answered(start: Start) -> None:
     process = start(30.0)
     ended: list[int] = []
 
@@ -177,13 +189,22 @@ def test_row_24_under_load_every_request_that_was_read_is_answered(start: Callab
     assert Counter(logged) == Counter([*ended, 200])
 
 
-def test_an_idle_service_leaves_at_once(start: Callable[[float], Process]) -> None:
+def test_an_idle_service_leaves_at_once(start: Start) -> None:
     process = start(30.0)
     process.signal(signal.SIGINT)
     assert process.ends() == 0
 
 
-def test_row_25_what_is_left_after_the_bound_is_told_so(start: Callable[[float], Process]) -> None:
+@pytest.mark.parametrize("stage", ["starting", "verifying", "degraded"])
+def test_a_service_that_is_not_ready_leaves_at_once(stage: str, start: Start) -> None:
+    process = start(600.0, stage)
+    assert refused(process) == "engine_unavailable"
+    assert process.client.get("/livez").status_code == 200
+    process.signal()
+    assert process.ends() == 0
+
+
+def test_row_25_what_is_left_after_the_bound_is_told_so(start: Start) -> None:
     process = start(0.2)
     stuck = process.start_stuck()
     process.signal()
@@ -192,7 +213,7 @@ def test_row_25_what_is_left_after_the_bound_is_told_so(start: Callable[[float],
     assert process.ends() == 0
 
 
-def test_row_25_a_second_signal_ends_the_wait(start: Callable[[float], Process]) -> None:
+def test_row_25_a_second_signal_ends_the_wait(start: Start) -> None:
     process = start(600.0)
     stuck = process.start_stuck()
     process.signal()
@@ -202,7 +223,7 @@ def test_row_25_a_second_signal_ends_the_wait(start: Callable[[float], Process])
     assert process.ends() == 0
 
 
-def test_a_body_that_is_still_on_its_way_is_told_so(start: Callable[[float], Process]) -> None:
+def test_a_body_that_is_still_on_its_way_is_told_so(start: Start) -> None:
     process = start(0.2)
     address = (process.client.base_url.host, process.client.base_url.port)
     with socket.create_connection(address, timeout=10) as raw:
@@ -214,7 +235,7 @@ def test_a_body_that_is_still_on_its_way_is_told_so(start: Callable[[float], Pro
     assert process.ends() == 0
 
 
-def test_a_client_that_does_not_read_cannot_hold_the_process(start: Callable[[float], Process]) -> None:
+def test_a_client_that_does_not_read_cannot_hold_the_process(start: Start) -> None:
     process = start(1.0)
     address = (process.client.base_url.host, process.client.base_url.port)
     content = json.dumps({"items": [{**GOOD, "id": "x" * 100_000}] * 200}).encode()

@@ -21,7 +21,7 @@ from densepath import sequences
 from densepath.api.served import Served
 from densepath.api.swap import Swapping, allowed_directory
 from densepath.engine.fake import FakeScorer
-from densepath.engine.scorer import Scored, Scorer, View, engine_died
+from densepath.engine.scorer import Scored, Scorer, View, engine_lost
 from densepath.errors import EngineStartError, InvalidPairError
 from densepath.pair.pair import Pair
 from densepath.sequences import Sequence
@@ -52,7 +52,7 @@ class PairScorer(FakeScorer):
         await asyncio.sleep(0.002)  # requests are in the engine when the pair changes
         scored = await super().score(sequence, view, cold=cold)
         if self.closed:
-            raise engine_died()
+            raise engine_lost()
         scored.logp_sft_T[:] -= self.below
         return scored
 
@@ -282,7 +282,7 @@ def test_a_swap_that_is_not_wanted_any_more(stage: str, why: str, pair: Pair, tm
                 assert pairs.loading.wait(20)
             else:
                 served.until(lambda: len(pairs.open_engines) == 2)
-            served.now(lambda: setattr(served.service.lifecycle, "phase", Phase.DRAINING))
+            served.now(lambda: served.service.lifecycle.enter(Phase.DRAINING))
         assert asked.result(timeout=20) == {"hangs up": 0, "deadline": 504, "drain": 503}[why]
         served.idle()
         one_engine(served, pairs)

@@ -34,6 +34,8 @@ NAMES = {
     "densepath_pair_info": {"model", "version", "verified"},
     "densepath_score_noise": set(),
     "densepath_engine_up": set(),
+    "densepath_engine_restarts_total": {"result"},
+    "densepath_phase": {"phase"},
 }
 
 SCORES = {"return_logprob": True, "logprob_start_len": 0, "sampling_params": {"max_new_tokens": 0}}

@@ -13,7 +13,7 @@ from densepath.admission import Ticket
 from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.engine.scorer import Scored, View
-from densepath.errors import InternalError
+from densepath.errors import EngineUnavailableError, InternalError
 from densepath.sequences import Sequence
 
 T = TypeVar("T")
@@ -35,8 +35,12 @@ async def score_sequence(
     sequence: Sequence, ticket: Ticket, served: Served, service: Service, view: View | None = None
 ) -> Scored:
     """Score one sequence, then return its tokens to the budget."""
-    with service.metrics.running_sequences.track_inprogress():
-        scored = await served.scorer.score(sequence, view)
+    lifecycle = service.lifecycle
+    try:
+        with service.metrics.running_sequences.track_inprogress(), lifecycle.calling(served.scorer):
+            scored = await served.scorer.score(sequence, view)
+    except EngineUnavailableError as error:
+        raise lifecycle.problem() or error from error
     ticket.finish(len(sequence.token_ids_L))
     if {len(scored.logp_sft_T), len(scored.logp_reference_T)} != {len(sequence.positions_T)}:
         raise InternalError("the engine did not return one score for each scored token")

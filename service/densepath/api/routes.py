@@ -34,7 +34,6 @@ from densepath.api.schemas import (
 from densepath.api.served import Served
 from densepath.api.service import Service
 from densepath.config import Limits
-from densepath.engine.scorer import engine_died
 from densepath.errors import InvalidItemError
 from densepath.wire import JSON_MEDIA_TYPE
 
@@ -50,9 +49,9 @@ def health(service: Service) -> APIRouter:
     @routes.head("/livez", include_in_schema=False)
     @routes.get("/livez", response_model=StatusAnswer)
     async def livez() -> StatusAnswer:
-        """The process works. 503 means that only a restart helps."""
+        """The process works. 503 means that only a restart of the process helps."""
         if not service.lifecycle.alive():
-            raise engine_died()
+            service.lifecycle.take()
         return StatusAnswer(status="alive")
 
     @routes.head("/readyz", include_in_schema=False)
@@ -60,7 +59,10 @@ def health(service: Service) -> APIRouter:
     @routes.get("/readyz", response_model=StatusAnswer)
     @routes.get("/health", response_model=StatusAnswer)
     async def readyz() -> StatusAnswer:
-        """The pair is loaded and verified, and the service is not draining."""
+        """The pair is loaded and verified, its engine makes progress, and the service is not draining.
+
+        The message of a 503 begins with the phase.
+        """
         service.lifecycle.take()
         return StatusAnswer(status="ready")
 

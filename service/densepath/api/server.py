@@ -18,14 +18,13 @@ from densepath.api.lifecycle import Lifecycle, Phase
 from densepath.api.protocol import PROBE_CONNECTIONS, BoundedProtocol
 from densepath.api.service import Service
 from densepath.config import Limits
-from densepath.engine.scorer import engine_died
 
 #: After the drain time, so that the last answers (503 `draining`) reach their clients.
 LAST_WORDS_SECONDS = 1.0
 #: After that, for clients that read their answers slowly.
 SLOW_READER_SECONDS = 2
 
-#: From the engine's death to the end of the process, so that probes and clients see it.
+#: From the loss of the last engine to the end of the process, so that probes and clients see it.
 DEATH_SECONDS = 3.0
 
 log = structlog.get_logger()
@@ -78,45 +77,43 @@ async def serve(
     `sockets` are those of `densepath.api.listener`.
 
     Draining: /readyz answers 503 at once, requests in flight may finish within `drain_seconds`, and those
-    that are left then are answered with 503 `draining`. A second signal ends the wait. Raises
-    EngineUnavailableError when the engine has died: only a new process helps (docs/decisions/0004).
+    that are left then are answered with 503 `draining`. A second signal ends the wait. Raises what the start
+    of the engine raises, and EngineUnavailableError when the engine was lost too often: only a new process
+    helps then (docs/decisions/0004).
     """
     lifecycle = service.lifecycle
     server = build_server(app, service.limits)
     async with _signals() as signals:
         running = asyncio.ensure_future(server.serve(sockets))
-        loading = asyncio.ensure_future(lifecycle.start())
+        engine = asyncio.ensure_future(lifecycle.run())
         asked = asyncio.ensure_future(signals.get())
-        died = asyncio.ensure_future(lifecycle.died())
-        await asyncio.wait({running, loading, asked}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, engine, asked}, return_when=asyncio.FIRST_COMPLETED)
+        starting = lifecycle.phase is not Phase.READY
         try:
-            if loading.done():
-                loading.result()  # raises where the pair cannot be loaded, which ends the process
-                await asyncio.wait({running, asked, died}, return_when=asyncio.FIRST_COMPLETED)
-            elif asked.done():
-                log.info("stopped_while_loading")
-                await lifecycle.served.scorer.close()
-                os._exit(0)  # the thread that starts the engine can't be cancelled
+            if engine.done():
+                if lifecycle.loaded.is_set():
+                    log.error("engine_dead", seconds_until_exit=DEATH_SECONDS)
+                    await asyncio.wait(
+                        {running, asked}, timeout=DEATH_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                engine.result()  # raises
+            lifecycle.enter(Phase.DRAINING)
+            engine.cancel()  # also a start, whose processes end now
             if asked.done():
                 await _drain(lifecycle, signals, drain_seconds)
-            elif died.done():
-                log.error("engine_died", seconds_until_exit=DEATH_SECONDS)
-                await asyncio.wait(
-                    {running, asked}, timeout=DEATH_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
-                raise engine_died()
         finally:
-            lifecycle.phase = Phase.DRAINING
-            for task in (loading, asked, died):
-                task.cancel()
+            asked.cancel()
+            if not engine.cancelling():  # a second time would interrupt the end of its processes
+                engine.cancel()
             server.should_exit = True
-            await asyncio.gather(running, loading, asked, died, return_exceptions=True)
+            await asyncio.gather(running, engine, asked, return_exceptions=True)
             await lifecycle.served.scorer.close()
+        if starting:
+            os._exit(0)  # the thread that starts an engine can't be cancelled
     running.result()
 
 
 async def _drain(lifecycle: Lifecycle, signals: asyncio.Queue[int], drain_seconds: float) -> None:
-    lifecycle.phase = Phase.DRAINING
     log.info("draining", in_flight=lifecycle.in_flight, seconds=drain_seconds)
     finished, again = asyncio.ensure_future(lifecycle.idle.wait()), asyncio.ensure_future(signals.get())
     await asyncio.wait({finished, again}, timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from densepath.admission import ByteBudget, TokenBudget
-from densepath.api.lifecycle import Lifecycle
+from densepath.api.lifecycle import Lifecycle, MakeEngine
 from densepath.api.served import Served
 from densepath.config import Limits
 from densepath.telemetry.metrics import Metrics
@@ -26,6 +26,7 @@ class Service:
         served: Served,
         start_engine: Start,
         *,
+        make_engine: MakeEngine | None = None,
         limits: Limits | None = None,
         traces: Traces | None = None,
     ) -> None:
@@ -35,6 +36,12 @@ class Service:
         self.bodies = ByteBudget(self.limits.max_body_bytes)
         self.small_bodies = ThreadPoolExecutor(SMALL_BODY_THREADS, "parse")
         self.large_bodies = ThreadPoolExecutor(1, "parse-large")
-        self.lifecycle = Lifecycle(served, start_engine, self.metrics)
+        self.lifecycle = Lifecycle(
+            served,
+            start_engine,
+            self.metrics,
+            make_engine=make_engine,
+            hang_seconds=self.limits.hang_seconds,
+        )
         self.metrics.queued_tokens.set_function(lambda: self.budget.queued_tokens)
         self.metrics.max_queued_tokens.set(self.limits.max_queued_tokens)

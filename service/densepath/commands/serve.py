@@ -21,6 +21,7 @@ from densepath.pair.text_half import text_half
 
 if TYPE_CHECKING:
     from densepath.api.served import Served
+    from densepath.engine.scorer import Scorer
     from densepath.verification.start import Start
 
 
@@ -56,7 +57,8 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
             settings.pair_root, functools.partial(_prepare, settings, say), settings.drain_seconds
         )
     served, start = _served(settings, read_pair(settings, say), say)
-    service = Service(served, start, limits=settings, traces=traces)
+    make_engine = functools.partial(_another_engine, settings, say)
+    service = Service(served, start, make_engine=make_engine, limits=settings, traces=traces)
     examples = _demo_examples() if settings.demo else ()
     app = create_app(
         service,
@@ -99,8 +101,7 @@ def _prepare(
     settings: ServeSettings, say: Console, sft: Path, reference: Path, progress: Progress
 ) -> tuple[Served, Start]:
     """Another pair, as `densepath.api.swap` wants it. Adapters and names of the hub are not followed."""
-    # A fork would copy the clients' connections, and locks that other threads hold.
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    _spawn_engines()
     tell = functools.partial(say.print, markup=False, soft_wrap=True)
     directories = (text_half(directory, tell) for directory in (sft, reference))
     pair = load_pair(*directories, allow_same=settings.allow_same, progress=progress)
@@ -109,6 +110,20 @@ def _prepare(
     if settings.engine is Engine.VLLM:
         require_room(pair, served.scorer)
     return served, start
+
+
+def _another_engine(settings: ServeSettings, say: Console, pair: Pair) -> tuple[Scorer, Start]:
+    """For the same pair, in place of an engine that was lost."""
+    _spawn_engines()
+    return build_engine(pair, settings.engine, settings, settings.verify, say)
+
+
+def _spawn_engines() -> None:
+    """For engines that start while requests are answered.
+
+    A fork would copy the clients' connections, and locks that other threads hold.
+    """
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 
 
 def _demo_examples() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from densepath.engine.scorer import Ranked, Scored, View, engine_died
+from densepath.engine.scorer import Ranked, Scored, View, engine_lost
 from densepath.errors import InternalError
 from densepath.sequences import Sequence
 
@@ -24,12 +24,14 @@ class FakeScorer:
     """Deterministic: a score depends only on the ids and positions of the sequence."""
 
     context_length: int = 4096
-    gate: asyncio.Event | None = None  # when set, a score waits for it
+    gate: asyncio.Event | None = None  # a score waits until it is set
     non_finite_after_id: int | None = None  # a sequence that holds this id scores NaN
     raise_on_id: int | None = None  # a sequence that holds this id raises
     dead: bool = False
     scored: int = 0
     cancelled: int = 0
+    steps: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)  # the first score has begun
     dtype: str = "float32"
     reference_dtype: str = "float32"
@@ -41,13 +43,14 @@ class FakeScorer:
         """Pseudo log-probabilities in (-8, 0). `cold` makes no difference."""
         self.started.set()
         try:
-            if self.gate is not None:
-                await self.gate.wait()
+            if self.gate is not None and not self.gate.is_set():
+                await self._until_open(self.gate)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        if self.dead:
-            raise engine_died()
+        if self.dead or self.ended.is_set():
+            raise engine_lost()
+        self.steps += 1
         if self.raise_on_id is not None and self.raise_on_id in sequence.token_ids_L:
             raise InternalError("the engine failed on this sequence")
         self.scored += 1
@@ -56,6 +59,15 @@ class FakeScorer:
             sft_T[-1] = np.nan
         ranked = None if view is None else self._ranked(sequence, sft_T, reference_T, view)
         return Scored(sft_T, reference_T, cached_tokens=0, ranked=ranked)
+
+    async def _until_open(self, gate: asyncio.Event) -> None:
+        ends = [asyncio.ensure_future(event.wait()) for event in (gate, self.ended)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     @staticmethod
     def _pseudo(sequence: Sequence, salt: int) -> Float32:
@@ -75,13 +87,14 @@ class FakeScorer:
         )
 
     def alive(self) -> bool:
-        """False once `dead` is switched on."""
-        return not self.dead
+        """False once `dead` is switched on, or once it is closed."""
+        return not (self.dead or self.ended.is_set())
 
     async def died(self) -> None:
-        """Return once `dead` is switched on."""
-        while not self.dead:  # noqa: ASYNC110  # a test switches it on from any thread
+        """Return once it is not alive."""
+        while self.alive():  # noqa: ASYNC110  # a test switches it on from any thread
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Calls that wait raise EngineUnavailableError. Nothing to free."""
+        self.ended.set()

@@ -54,6 +54,10 @@ class Scorer(Protocol):
     dtype: str  # torch's name of the dtype in which the SFT is computed
     reference_dtype: str  # the same for the reference
 
+    @property
+    def steps(self) -> int:
+        """Grows with every forward pass that the engine has finished. In an engine that hangs it stays."""
+
     async def start(self) -> None:
         """Load the pair. After this, sequences can be scored."""
 
@@ -73,11 +77,12 @@ class Scorer(Protocol):
         """Wait until a started engine has died, and then return."""
 
     async def close(self) -> None:
-        """Free the models and end the engine's processes."""
+        """Free the models and end the engine's processes, also where the engine hangs or is still starting.
+
+        Calls of `score` that wait raise EngineUnavailableError at once.
+        """
 
 
-def engine_died() -> EngineUnavailableError:
-    """The error that is raised wherever a dead engine is noticed."""
-    return EngineUnavailableError(
-        "the engine has died, and this service is stopping: its log gives the reason", retry_after=30
-    )
+def engine_lost() -> EngineUnavailableError:
+    """The error of a call whose engine has died or was ended."""
+    return EngineUnavailableError("the engine has died, or hung and was ended", retry_after=30)

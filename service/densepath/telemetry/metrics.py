@@ -140,11 +140,26 @@ class Metrics:
         )
         self.score_noise.set(math.nan)
         self.engine_up = Gauge("densepath_engine_up", "1 while the engine can answer", registry=registry)
+        self.phase = Gauge(
+            "densepath_phase",
+            "1 for the phase that the service is in: starting, verifying, ready, degraded (the engine is "
+            "being replaced), draining, dead",
+            ["phase"],
+            registry=registry,
+        )
+        self.engine_restarts = Counter(
+            "densepath_engine_restarts",
+            "Engines started because the one before died or hung, by result: ok, failed",
+            ["result"],
+            registry=registry,
+        )
         # Each series starts at 0, so that Prometheus sees its first count as an increase.
         for kind in ("prompt", "cached", "response"):
             self.tokens.labels(kind)
         for result in ("success", "refused", "failed", "cancelled"):
             self.pair_swaps.labels(result)
+        for result in ("ok", "failed"):
+            self.engine_restarts.labels(result)
         for code in BY_CODE:
             self.rejections.labels(code)
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,16 +40,28 @@ AUTO_SECONDS = 600.0
 #: Models of up to this size in float32 are computed by transformers while the engine starts.
 BESIDE_BYTES = 2 << 30
 
-#: Starts an engine, and reports whether its numbers are right. Raises InvalidPairError if they are wrong.
-Start = Callable[[Scorer], Awaitable[Verdict]]
 Say = Callable[[str], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+class Start(Protocol):
+    """Starts an engine, and reports whether its numbers are right."""
+
+    def __call__(self, scorer: Scorer, loaded: Callable[[], None] = ..., /) -> Awaitable[Verdict]:
+        """`loaded` is called when the engine has loaded the pair. Raises InvalidPairError if a number is
+        wrong.
+        """
 
 
 def start_unverified(reason: str) -> Start:
     """Start an engine without comparing it with anything."""
 
-    async def start(scorer: Scorer) -> Verdict:
+    async def start(scorer: Scorer, loaded: Callable[[], None] = _nothing, /) -> Verdict:
         await scorer.start()
+        loaded()
         return not_verified(reason)
 
     return start
@@ -67,29 +79,30 @@ class Verifier:
     say: Say
     reasons: Callable[[], AbstractContextManager[None]] = nullcontext  # gives the reason if the engine dies
 
-    async def __call__(self, scorer: Scorer) -> Verdict:
+    async def __call__(self, scorer: Scorer, loaded: Callable[[], None] = _nothing, /) -> Verdict:
         """Start the engine, and return the verdict: verified, or why it could not be compared."""
         folder = cache_directory("verified")
         key = combination(self.pair.version, self.arguments, self.device)
         if self.verify is Verify.AUTO and (known := recall(folder, key)) is not None:
             await scorer.start()
+            loaded()
             return known
-        verdict = await self._verify(scorer)
+        verdict = await self._verify(scorer, loaded)
         if verdict.verified:
             await asyncio.to_thread(self.pair.ensure_unchanged)  # the verdict is stored for this version
             remember(folder, key, verdict)
         return verdict
 
-    async def _verify(self, scorer: Scorer) -> Verdict:
+    async def _verify(self, scorer: Scorer, loaded: Callable[[], None]) -> Verdict:
         probes = self.probes()
         self.say(
             f"verifying the engine against transformers: {len(probes.probes)} probes of {probes.tokens} "
             "tokens, once for this pair on this machine"
         )
         with self.reasons():
-            return await self._run(scorer, probes)
+            return await self._run(scorer, probes, loaded)
 
-    async def _run(self, scorer: Scorer, probes: Probes) -> Verdict:
+    async def _run(self, scorer: Scorer, probes: Probes, loaded: Callable[[], None]) -> Verdict:
         begin = time.monotonic()
         dtypes = scorer.dtype, scorer.reference_dtype
         asked = asyncio.ensure_future(self._ask(probes, dtypes))
@@ -97,6 +110,7 @@ class Verifier:
             if self.cuda or self._large():  # memory suffices for only one of the two at a time
                 await asked
             await scorer.start()
+            loaded()
             answer = await asked
         finally:
             asked.cancel()

@@ -6,7 +6,6 @@ import densepath.engine.vllm.environment  # noqa: F401
 
 # isort: split
 import asyncio
-import multiprocessing
 import uuid
 from collections.abc import Sequence as ListLike
 from contextlib import aclosing
@@ -19,9 +18,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from densepath.engine.ranking import read_table, table_width
-from densepath.engine.scorer import Scored, View, engine_died
+from densepath.engine.scorer import Scored, View, engine_lost
 from densepath.engine.vllm.arguments import computed_dtypes
-from densepath.engine.vllm.core_process import engine_process
+from densepath.engine.vllm.core_process import END_SECONDS, Processes, engine_process
 from densepath.engine.vllm.lifetime import mark_children
 from densepath.engine.vllm.longrope import ShortSequences
 from densepath.engine.vllm.plugin import register
@@ -53,10 +52,10 @@ class VllmScorer:
         self.arguments = arguments
         self.context_length: int = arguments["max_model_len"]
         self.dtype, self.reference_dtype = computed_dtypes(arguments)
+        self.steps = 0
         self._llm: Any = None  # an AsyncLLM once started
         self._loading: asyncio.Future[AsyncLLM] | None = None
-        self._others: set[int | None] = set()  # processes that this engine has not started
-        self._own: set[int | None] = set()  # once it is loaded
+        self._processes = Processes()
 
     async def start(self) -> None:
         """Start the engine process and load both models. The event loop is not blocked meanwhile.
@@ -65,28 +64,40 @@ class VllmScorer:
         """
         register()
         mark_children()
-        self._others = {process.pid for process in multiprocessing.active_children()}
-        with reasons(), engine_process():
+        with reasons():
             self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
             self._llm = await asyncio.shield(self._loading)
-        self._own = {process.pid for process in multiprocessing.active_children()} - self._others
+        await asyncio.to_thread(self._processes.look)
         self._short = ShortSequences.of(self._llm.model_config)
+        self._count_steps(self._llm.engine_core)
         self._death = asyncio.ensure_future(self.died())
 
     def _load(self) -> AsyncLLM:
         args = AsyncEngineArgs(**self.arguments, disable_log_stats=True, enable_log_requests=False)
-        return AsyncLLM.from_engine_args(args)
+        with engine_process(self._processes):
+            return AsyncLLM.from_engine_args(args)
+
+    def _count_steps(self, client: Any) -> None:
+        """`PairScheduler` reports every step, and each report passes here."""
+        receive = client.get_output_async
+
+        async def counted() -> Any:
+            outputs = await receive()
+            self.steps += 1
+            return outputs
+
+        client.get_output_async = counted
 
     async def score(self, sequence: Sequence, view: View | None = None, *, cold: bool = False) -> Scored:
         """Score one sequence. Cancelling the call aborts its work in the engine."""
         if not self.alive():
-            raise engine_died()
+            raise engine_lost()
         params = pooling_params(sequence.spans(), view, cold=cold)
         work = asyncio.ensure_future(self._encode(sequence, params, view))
         try:
             await asyncio.wait({work, self._death}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise engine_died()
+                raise engine_lost()
             return work.result()
         finally:
             work.cancel()
@@ -99,7 +110,7 @@ class VllmScorer:
             async with aclosing(outputs):
                 return _scored(await anext(outputs), sequence, view)  # a pooling request has one output
         except EngineDeadError as error:
-            raise engine_died() from error
+            raise engine_lost() from error
 
     async def died(self) -> None:
         """Return when the engine has died. A call that vLLM gets just after the death would never return."""
@@ -111,28 +122,23 @@ class VllmScorer:
         return self._llm is not None and not self._llm.errored
 
     async def close(self) -> None:
-        """End the engine process, also one that is still starting. Other engines are not affected."""
+        """End the engine's processes, also those of one that is still starting or that hangs.
+
+        Calls that wait raise EngineUnavailableError at once. Other engines are not affected.
+        """
         forget()
-        if self._llm is not None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
             self._death.cancel()
             # It must end before the engine does, or it would log the end of the engine as a failure.
-            if (handler := self._llm.output_handler) is not None:
+            if (handler := llm.output_handler) is not None:
                 handler.cancel()
-            await asyncio.to_thread(self._llm.shutdown)
-            self._llm = None
-        self._kill()
-        while self._loading is not None and not self._loading.done():  # its thread ends after its process
-            self._kill()
-            await asyncio.wait({self._loading}, timeout=DEATH_LOOK_SECONDS)
-        if self._loading is not None and not self._loading.cancelled():
+            await asyncio.to_thread(llm.shutdown, END_SECONDS)
+        await asyncio.to_thread(self._processes.kill)
+        if self._loading is not None and not self._loading.done():  # its thread ends now that its process has
+            await asyncio.wait({self._loading}, timeout=END_SECONDS)
+        if self._loading is not None and self._loading.done() and not self._loading.cancelled():
             self._loading.exception()  # so that asyncio does not report it as unread
-
-    def _kill(self) -> None:
-        """Kill what is left of this engine. While it is loading, that is what was started since."""
-        loaded = self._loading is None or self._loading.done()
-        for process in multiprocessing.active_children():
-            if process.pid in self._own or (not loaded and process.pid not in self._others):
-                process.kill()
 
 
 class OfflineVllm:

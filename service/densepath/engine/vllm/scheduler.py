@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.metrics.stats import SchedulerStats
 
 from densepath.engine.vllm.pooler import scored_spans
 
@@ -17,6 +19,9 @@ class PairScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped here
 
     A hybrid can only start from a state that has been kept. So the first rollout of a prompt stops at the
     last block of the prompt that others can share, and its state there is kept.
+
+    Each step is reported, also one after which no sequence is finished. So whoever waits for a long sequence
+    can tell an engine that works from one that hangs.
     """
 
     def _get_local_prefix_cache_hit(self, request: Any) -> tuple[Any, int, int, bool]:
@@ -31,3 +36,10 @@ class PairScheduler(Scheduler):  # type: ignore[misc]  # vllm is untyped here
         if self.need_mamba_block_aligned_split:
             boundary = (first_scored - 1) // self.block_size * self.block_size
         return manager.create_kv_cache_blocks(blocks), hit, boundary, False
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's, with a report where there is none. vLLM would drop one without statistics."""
+        outputs = super().update_from_output(*args, **kwargs)
+        if not any(of_client.outputs for of_client in outputs.values()):
+            outputs.setdefault(0, EngineCoreOutputs()).scheduler_stats = SchedulerStats()
+        return outputs
