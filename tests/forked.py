@@ -149,7 +149,8 @@ def server() -> Server | None:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=_started_with,
+                env=_started_with
+                | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's would start a thread for each core
             )
         _server = Server(ours, _started_with)
         atexit.register(process.wait)
@@ -366,7 +367,7 @@ def become(request: Request, descriptors: Sequence[int]) -> NoReturn:
     place_descriptors(dict(zip(request.descriptors, descriptors, strict=True)))
     serve_this_process(request.environment)
     os.chdir(request.directory)
-    before = os.environ.get("PYTHONPATH", "")
+    before = dict(os.environ)
     os.environ.clear()
     os.environ.update(request.environment)
     settle(before)
@@ -420,18 +421,20 @@ def serve_this_process(environment: Mapping[str, str]) -> None:
     fork_commands(Popen)
 
 
-def settle(before: str) -> None:
-    """Do what an interpreter and the libraries do at the start. `before` is the server's PYTHONPATH."""
+def settle(before: Mapping[str, str]) -> None:
+    """Do what an interpreter and the libraries do at the start. `before` is the server's environment."""
     import numpy as np
     import torch
 
-    paths, after = set(filter(None, before.split(os.pathsep))), os.environ.get("PYTHONPATH", "")
+    paths = set(filter(None, before.get("PYTHONPATH", "").split(os.pathsep)))
+    after = os.environ.get("PYTHONPATH", "")
     sys.path[:] = [*filter(None, after.split(os.pathsep)), *(path for path in sys.path if path not in paths)]
     for option in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
         warnings._setoption(option)  # type: ignore[attr-defined]
     np.random.seed()
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and threads != before.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(int(threads), len(os.sched_getaffinity(0))))
 
 
 def status_of(request: Request) -> int:
