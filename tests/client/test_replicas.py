@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import httpx
@@ -269,10 +270,60 @@ def test_the_one_that_comes_back_answers_what_waits(client: Any, cluster: Cluste
     assert 5 <= sum(clock.naps) < 6  # the least of what they asked for
 
 
-def test_replicas_of_two_versions_are_a_mismatch(client: Any, cluster: Cluster) -> None:
+def test_a_call_has_one_version_where_the_replicas_have_two(client: Any, cluster: Cluster) -> None:
     cluster.services["c"].version = "v2"
-    with pytest.raises(ModelVersionMismatchError, match="replicas"):
-        client.score(PROMPTS)
+    progress: list[tuple[int, int]] = []
+    scores = client.score(PROMPTS, progress=lambda done, total: progress.append((done, total)))
+    assert scores.model_version in ("v1", "v2")
+    assert [score.index for score in scores] == list(range(60))
+    assert progress == sorted(progress)
+    assert progress[-1] == (60, 60)
+    assert scores.usage["response_tokens"] == 60
+
+
+def test_a_call_starts_over_where_the_version_of_its_last_answer_is_gone(
+    client: Any, cluster: Cluster
+) -> None:
+    cluster.services["c"].version = "v2"
+
+    def update_all(done: int, total: int) -> None:
+        if done == total:  # all are answered, by two versions
+            for service in cluster.services.values():
+                service.version = "v3"
+
+    scores = client.score(PROMPTS, progress=update_all)
+    assert [score.index for score in scores] == list(range(60))
+    assert scores.model_version == "v3"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_version_is_asked_of_the_replicas_that_have_it(
+    client: Any, cluster: Cluster, clock: Any, version: str
+) -> None:
+    cluster.services["c"].version = "v2"
+    assert client.score(PROMPTS, model_version=version).model_version == version
+    assert clock.naps == []  # at once
+    with pytest.raises(ModelVersionMismatchError):
+        client.score(PROMPTS, model_version="v3")
+    cluster.broken["c"] = lost
+    with pytest.raises(UnavailableError):
+        client.score(PROMPTS, model_version="v2")
+
+
+def test_replicas_of_two_versions_behind_one_url(connect: Any, cluster: Cluster, clock: Any) -> None:
+    cluster.services["b"].version = "v2"
+    turn = count()
+
+    def balanced(request: httpx.Request) -> httpx.Response:
+        return cluster.services["ab"[next(turn) % 2]](request)
+
+    client = connect(balanced)
+    for service in cluster.services.values():
+        service.limits["max_items"] = 9
+    for _ in range(5):
+        assert len(client.score(PROMPTS)) == 60
+    with pytest.raises(ModelVersionMismatchError):
+        client.score(PROMPTS, model_version="v1")  # the caller's own version is not waited for
 
 
 def test_the_limits_are_the_smallest_that_were_answered(client: Any, cluster: Cluster) -> None:

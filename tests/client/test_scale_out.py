@@ -1,6 +1,6 @@
 """Two replicas under load, one of them killed, one drained, one given another pair: a call loses nothing.
 
-They are behind a plain balancer of connections or of requests.
+They are behind a plain balancer of connections or of requests, or the client has the list of both.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Load:
         self.until(lambda: self.versions.total() >= before + CALLS)
 
 
-@pytest.mark.parametrize("front", [connections, requests], ids=["connections", "requests"])
+@pytest.mark.parametrize("front", [connections, requests, None], ids=["connections", "requests", "list"])
 def test_a_call_loses_nothing(front: Any, two: list[Replica], pair: Pair) -> None:
     one, other = two
     turned = replace(pair, version="turned")
@@ -125,7 +125,9 @@ def test_a_call_loses_nothing(front: Any, two: list[Replica], pair: Pair) -> Non
         replica.kill()
         replica.start(pair)
     with ExitStack() as stack:
-        urls = [stack.enter_context(balanced([each.port for each in two], front))]
+        urls = [each.url for each in two]
+        if front is not None:
+            urls = [stack.enter_context(balanced([each.port for each in two], front))]
         load = Load(urls, {old: 1, new: -1})
         with load.on():
             load.goes_on()

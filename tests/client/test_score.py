@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import httpx
@@ -274,15 +274,29 @@ def test_an_item_over_the_byte_limit_fails_alone(client: Any, service: Any) -> N
     assert scores[2].reward_T.tolist() == sevenths(3)
 
 
-def test_row_46_a_swap_between_chunks_is_a_mismatch(client: Any, service: Any) -> None:
+def test_row_46_after_a_swap_between_chunks_one_version_scores_all(client: Any, service: Any) -> None:
     service.limits["max_items"] = 1
 
     def swap(arrays: Any, rest: Any) -> None:
         service.version = "v2"
 
     service.alter = swap
+    scores = client.score([tokens(1), tokens(2)])
+    assert scores.model_version == "v2"
+    assert [score.index for score in scores] == [0, 1]
+    assert len(service.batches) == 3
+
+
+def test_swaps_without_an_end_are_a_mismatch(client: Any, service: Any, clock: Any) -> None:
+    service.limits["max_items"] = 1
+    versions = count(2)
+
+    def swap(arrays: Any, rest: Any) -> None:
+        service.version = f"v{next(versions)}"
+
+    service.alter = swap
     with pytest.raises(ModelVersionMismatchError):
-        client.score([tokens(1), tokens(2)])
+        client.score([tokens(1), tokens(2), tokens(3)])
 
 
 def test_row_46_the_first_version_is_pinned(connect: Any, service: Any) -> None:

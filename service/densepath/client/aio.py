@@ -10,15 +10,15 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from densepath.client.answers import Answer
 from densepath.client.core import READY_SECONDS, TIMEOUT, Core, Progress, ScoreCall
 from densepath.client.exchange import Exchange, Incoming, Reply
 from densepath.client.items import Item
 from densepath.client.patience import Patience
-from densepath.client.plan import OnError, Options
+from densepath.client.plan import Chunk, OnError, Options
 from densepath.client.replicas import Replica
 from densepath.client.results import Score, Scores
 from densepath.client.retry import Sending
+from densepath.errors import ModelVersionMismatchError
 
 T = TypeVar("T")
 
@@ -142,17 +142,23 @@ class AsyncClient:
             return False
 
     async def _finish(self, call: ScoreCall, patience: Patience, slots: Slots) -> Scores:
-        async def one(exchange: Exchange[Answer]) -> None:
-            async with slots[exchange.replicas[0]]:
-                call.add(await self._send(exchange, patience))
+        async def one(chunk: Chunk) -> None:
+            async with slots[chunk.replicas[0]]:
+                call.add(chunk, await self._send(call.exchange(chunk), patience))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for exchange in call.exchanges(IN_FLIGHT):
-                    group.create_task(one(exchange))
-        except BaseExceptionGroup as errors:
-            first = errors.exceptions[0]
-            raise first from first.__cause__  # a caller catches the contract's errors, not groups of them
+        chunks = call.chunks(IN_FLIGHT)
+        while chunks:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for chunk in chunks:
+                        group.create_task(one(chunk))
+                chunks = call.again()
+            except BaseExceptionGroup as errors:
+                first = errors.exceptions[0]
+                if not isinstance(first, ModelVersionMismatchError):
+                    # A caller catches the contract's errors, not groups of them.
+                    raise first from first.__cause__
+                chunks = call.start_over(first)
         return call.join()
 
     async def _send(self, exchange: Exchange[T], patience: Patience) -> T:

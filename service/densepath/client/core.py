@@ -30,6 +30,9 @@ _TOKEN_ID_BYTES = 16  # in JSON, with its comma and space
 BATCH_ITEMS = 1024
 """How many items `iter_score` reads, scores and yields together."""
 
+ROUNDS = 3
+"""How often a call is sent as a whole, where the pair version changes while it is answered."""
+
 #: Called with two counts: items that are done (refused ones included), and all items.
 Progress = Callable[[int, int], None]
 
@@ -116,24 +119,58 @@ class ScoreCall:
         self._items, self._refused = read_items(items, options, first)
         self._explicit = version is not None
         self._progress, self._total = progress, len(self._items) + len(self._refused)
-        self._answers: list[Answer] = []
+        self._chunks: Sequence[Chunk] = ()
+        self._answers: list[tuple[Chunk, Answer]] = []
+        self._again = False
+        self._rounds = 1
 
-    def exchanges(self, in_flight: int) -> list[Exchange[Answer]]:
-        """The requests, of which `in_flight` run at the same time at a replica. The limits must be known."""
-        if self._core.limits is None:
-            raise RuntimeError("a call can only be planned once the service's limits are known")
+    def chunks(self, in_flight: int) -> Sequence[Chunk]:
+        """What is sent in a request each, `in_flight` at a time at a replica. The limits must be known."""
         plan = make_plan(
-            self._items, self._refused, self._options, self._core.limits, self._core.replicas, in_flight
+            self._items, self._refused, self._options, self._limits, self._core.replicas, in_flight
         )
-        self._refused = plan.refused
+        self._refused, self._chunks = plan.refused, plan.chunks
         self._tell()
-        limits = self._core.limits
-        return [self._exchange(chunk, limits) for chunk in plan.chunks]
+        return plan.chunks
 
-    def add(self, answer: Answer) -> None:
+    def exchange(self, chunk: Chunk) -> Exchange[Answer]:
+        """The request of a chunk."""
+        return Exchange(
+            "POST",
+            "/v1/rewards",
+            chunk.replicas,
+            partial(read_rewards, items=chunk.items, options=self._options),
+            partial(chunk.body, self._options, self._version),
+            chunk.max_answer_bytes(self._options, self._limits),
+            scores=True,
+            again=self._again,
+        )
+
+    def add(self, chunk: Chunk, answer: Answer) -> None:
         """Store the answer of one request."""
-        self._answers.append(answer)
+        self._answers.append((chunk, answer))
         self._tell()
+
+    def again(self) -> Sequence[Chunk]:
+        """The chunks to send once more, where the answers come from two pair versions.
+
+        The pair was swapped during the call, or one replica has been updated before another. All are asked
+        for the version of the last answer then, because that is the one that was served last.
+        """
+        if self._version is not None or len({answer.model_version for _, answer in self._answers}) < 2:
+            return ()
+        self._again, self._version = True, self._answers[-1][1].model_version
+        others = [chunk for chunk, answer in self._answers if answer.model_version != self._version]
+        self._answers = [each for each in self._answers if each[1].model_version == self._version]
+        return others
+
+    def start_over(self, error: ModelVersionMismatchError) -> Sequence[Chunk]:
+        """All chunks, where the version that `again` has asked for is gone. Raises the error otherwise."""
+        if self._explicit or not self._again or self._rounds == ROUNDS:
+            raise error
+        self._rounds += 1
+        self._version, self._answers = None, []
+        return self._chunks
 
     def join(self) -> Scores:
         """The scores of all items, in the order of the items, once every request is answered.
@@ -141,11 +178,11 @@ class ScoreCall:
         Raises:
             ModelVersionMismatchError: the answers have different versions, or not the requested one.
         """
-        versions = {answer.model_version for answer in self._answers}
+        answers = [answer for _, answer in self._answers]
+        versions = {answer.model_version for answer in answers}
         if len(versions) > 1:
             raise ModelVersionMismatchError(
-                "the answers of this call come from two pair versions: the pair was swapped during the call, "
-                "or the replicas do not serve the same pair; score all items again"
+                "the answers of this call come from two pair versions, although one was asked for"
             )
         version = next(iter(versions), self._version or self._core.served)
         if version is None or (self._version is not None and version != self._version):
@@ -154,26 +191,22 @@ class ScoreCall:
             )
         if versions and not self._explicit:
             self._core.remember(version)
-        scores = [score for answer in self._answers for score in answer.scores]
+        scores = [score for answer in answers for score in answer.scores]
         scores += [Score(index, error=error) for index, error in self._refused.items()]
-        usage = {name: sum(answer.usage[name] for answer in self._answers) for name in USAGE}
+        usage = {name: sum(answer.usage[name] for answer in answers) for name in USAGE}
         return Scores(tuple(sorted(scores, key=lambda score: score.index)), version, usage)
 
     def _tell(self) -> None:
         if self._progress is not None:
-            done = len(self._refused) + sum(len(answer.scores) for answer in self._answers)
-            self._progress(done, self._total)
+            done = len(self._refused) + sum(len(answer.scores) for _, answer in self._answers)
+            if not self._again:  # what is sent once more was counted
+                self._progress(done, self._total)
 
-    def _exchange(self, chunk: Chunk, limits: Limits) -> Exchange[Answer]:
-        return Exchange(
-            "POST",
-            "/v1/rewards",
-            chunk.replicas,
-            partial(read_rewards, items=chunk.items, options=self._options),
-            partial(chunk.body, self._options, self._version),
-            chunk.max_answer_bytes(self._options, limits),
-            scores=True,
-        )
+    @property
+    def _limits(self) -> Limits:
+        if self._core.limits is None:
+            raise RuntimeError("a call can only be planned once the service's limits are known")
+        return self._core.limits
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

@@ -40,6 +40,7 @@ class Exchange(Generic[T]):
     body: Callable[[], tuple[str, bytes]] | None = None  # media type and content; built when it is sent
     max_bytes: int = MAX_BYTES  # of its answer
     scores: bool = False  # whether an answer shows that the replica can score
+    again: bool = False  # whether it asks for a pair version that its URL has just answered with
 
     def content(self) -> tuple[dict[str, str], bytes | None]:
         """The headers and the content to send."""

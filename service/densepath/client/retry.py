@@ -4,7 +4,8 @@ Scoring is a pure function, so it is always safe to send a request again. It is 
 and 503, and when the connection fails. After a replica's failure it goes at once to the next replica that is
 not skipped. If there is none, it waits until the gate of a replica opens. After 408 and 429, which concern
 the caller itself, it waits for Retry-After and a random time. After any other error it is not sent again,
-because the answer would be the same.
+because the answer would be the same. A replica that serves another pair version than the one that is asked
+for is left out, and the next is asked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from densepath.errors import (
     DeadlineExceededError,
     DensepathError,
     InternalError,
+    ModelVersionMismatchError,
     QuotaExceededError,
     RequestTimeoutError,
     UnavailableError,
@@ -43,6 +45,7 @@ class Sending:
         self._exchange, self._patience = exchange, patience
         self._headers, self._content = exchange.content()
         self._tried: set[Replica] = set()  # since the last wait
+        self._others: set[Replica] = set()  # they serve another pair version
         self._entered: tuple[Replica, Ticket] | None = None
         self._error: DensepathError | None = None  # of its last attempt
         self._own_failures = self._seen_failures = self._refusals = 0
@@ -62,7 +65,7 @@ class Sending:
         if self._allowed(own):
             return own
         self._give_up_after_too_many()
-        replicas = self._exchange.replicas
+        replicas = [one for one in self._exchange.replicas if one not in self._others]
         fresh = [one for one in replicas if one not in self._tried and not one.gate.rests()]
         if not fresh:
             self._tried.clear()
@@ -126,6 +129,9 @@ class Sending:
             self._failed(replica, ticket, error)
             return
         replica.gate.answered(ticket)
+        if isinstance(error, ModelVersionMismatchError):
+            self._another_version(replica, error)
+            return
         if not isinstance(error, (QuotaExceededError, RequestTimeoutError)):
             raise error
         self._error, self._retry_is_free = error, False
@@ -134,6 +140,18 @@ class Sending:
         wait = min(error.retry_after or 0, RETRY_AFTER_MAX_SECONDS) + jitter(self._refusals)
         self._refusals += 1
         self._not_before = monotonic() + wait
+
+    def _another_version(self, replica: Replica, error: ModelVersionMismatchError) -> None:
+        """Another replica may serve the version: one with a URL of its own, or one behind the same URL."""
+        self._others.add(replica)
+        n_replicas = len(self._exchange.replicas)
+        if len(self._others) == n_replicas:
+            self._refusals += 1
+            if n_replicas > 1 or not self._exchange.again or self._refusals == ATTEMPTS:
+                raise error
+            self._others.clear()
+            self._not_before = monotonic() + jitter(self._refusals)
+        self._error, self._retry_is_free = error, True
 
     def _failed(self, replica: Replica, ticket: Ticket, error: DensepathError) -> None:
         nobody_knew = replica.gate.failed(ticket, error)

@@ -18,6 +18,7 @@ from densepath.client.plan import OnError, Options
 from densepath.client.replicas import Replica
 from densepath.client.results import Score, Scores
 from densepath.client.retry import Sending
+from densepath.errors import ModelVersionMismatchError
 
 T = TypeVar("T")
 
@@ -85,7 +86,8 @@ class Client:
             DeadlineExceededError: there was no answer within the deadline.
             UnavailableError: there is no connection, or the retry budget is spent. A subclass is raised if
                 the service cannot answer now.
-            ModelVersionMismatchError: the service has another pair version, or the call met two of them.
+            ModelVersionMismatchError: no replica has the pair version that was asked for. A call that met two
+                versions sends again what one of them scored. It fails if they keep changing.
             InternalError: an answer is inconsistent.
         """
         patience = Patience(deadline)
@@ -160,8 +162,14 @@ class Client:
             return False
 
     def _finish(self, call: ScoreCall, patience: Patience) -> Scores:
-        for exchange in call.exchanges(in_flight=1):
-            call.add(self._send(exchange, patience))
+        chunks = call.chunks(in_flight=1)
+        while chunks:
+            try:
+                for chunk in chunks:
+                    call.add(chunk, self._send(call.exchange(chunk), patience))
+                chunks = call.again()
+            except ModelVersionMismatchError as error:
+                chunks = call.start_over(error)
         return call.join()
 
     def _send(self, exchange: Exchange[T], patience: Patience) -> T:
