@@ -18,6 +18,7 @@ COMMANDS = {
     "pip install openai": "locks/dev.txt installs it",
     "pip install 'lm_eval[api]'": "locks/dev.txt installs it",
     "pip install skyrl": "locks/integrations-bare.txt installs it",
+    "pip install 'densepath[ray": "locks/integrations.txt installs it",
     "lm_eval run --model local-completions": (
         "tests/integrations/test_lm_eval.py::test_loglikelihoods_are_those_of_the_hf_backend"
     ),
@@ -81,6 +82,7 @@ PYTHON = {
     "from densepath.integrations.data import ScoreColumns": (
         "tests/integrations/test_offline_data.py::test_every_row_has_the_rewards_that_the_service_answers"
     ),
+    "import ray": "tests/integrations_heavy/test_ray_data.py::test_the_page_runs_as_it_is_written",
     "from densepath.integrations.openrlhf import DensePathAgentExecutor": (
         "tests/integrations/test_openrlhf.py::test_the_agent_scores_the_ids_that_were_sampled"
     ),

@@ -77,7 +77,7 @@ class ScoreColumns:
                 scored.
             ModelVersionMismatchError: another pair is served now.
         """
-        items = self._items(columns)
+        items = items_of(columns, self._append_eos)
         if not items:
             return {}
         with self._client() as client:
@@ -93,15 +93,21 @@ class ScoreColumns:
     def _client(self) -> Client:
         return Client(self._url, api_key=self._api_key)
 
-    def _items(self, columns: Any) -> list[dict[str, Any]]:
-        found = {name: _values(columns[name]) for name in FIELDS if name in columns}
-        if not found:
-            raise InvalidItemError(
-                f"there is no column of an item: name the columns like its fields, {', '.join(FIELDS)}"
-            )
-        eos = {"append_eos": True} if self._append_eos else {}
-        rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
-        return [without_nulls(row) | eos for row in rows]
+
+def items_of(columns: Any, append_eos: bool) -> list[dict[str, Any]]:
+    """The items whose fields are these columns.
+
+    Raises:
+        InvalidItemError: there is no column of an item.
+    """
+    found = {name: _values(columns[name]) for name in FIELDS if name in columns}
+    if not found:
+        raise InvalidItemError(
+            f"there is no column of an item: name the columns like its fields, {', '.join(FIELDS)}"
+        )
+    eos = {"append_eos": True} if append_eos else {}
+    rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
+    return [without_nulls(row) | eos for row in rows]
 
 
 def _values(column: Any) -> list[Any]:
