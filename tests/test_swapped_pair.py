@@ -180,7 +180,7 @@ def swaps_under_load(served: Swapped, root: Path, say_difference: Callable[[str,
     assert largest <= TOLERANCE
 
 
-def test_swaps_then_a_shutdown(
+def test_rows_31_46_swaps_then_a_shutdown(
     root: Path, tmp_path: Path, say_difference: Callable[[str, float], None]
 ) -> None:
     with ThreadPoolExecutor(1) as threads:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 #: Commands; `make` and `pytest` are looked at where they are, and what SMALL of test_commands.py has is run.
 COMMANDS = {
     "curl -s -X PUT http://127.0.0.1:8000/admin/pair": (
-        "tests/test_swapped_pair.py::test_swaps_then_a_shutdown"
+        "tests/test_swapped_pair.py::test_rows_31_46_swaps_then_a_shutdown"
     ),
     "git clone <this repository> densepath": "the clone is what the tests run in",
     "pip install densepath": "tests/release/test_install.py::test_the_base_install_is_a_client",

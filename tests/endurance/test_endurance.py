@@ -19,7 +19,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield running
 
 
-def test_load(service: Watched) -> None:
+def test_row_01_load(service: Watched) -> None:
     cases = make_cases(draw(10, items=3, seed=1, prompt=30, response=30), by_fake)
     found = load.run(service, cases, clients=60, seconds=1, seed=1, headers=soak.HEADERS, timed=False)
     assert found.broken == []
@@ -35,5 +35,5 @@ def test_chaos(service: Watched) -> None:
     assert found.broken == []
 
 
-def test_soak(service: Watched) -> None:
+def test_row_51_soak(service: Watched) -> None:
     assert soak.run(service, requests=400, seed=1, timed=False).broken == []
