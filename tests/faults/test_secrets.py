@@ -129,6 +129,8 @@ def test_row_42_no_command_shows_a_key(
     sft, reference = map(str, dirs)
     keys = tmp_path / "keys"
     keys.write_text(KEY)
+    # tests/engine/test_trial.py has the trial, which takes seconds.
+    monkeypatch.setattr("densepath.engine.vllm.trial.try_pair", lambda *_, **__: None)
     monkeypatch.setenv("HF_TOKEN", KEY)
     monkeypatch.setenv("DENSEPATH_API_KEY", KEY)
     monkeypatch.setenv("DENSEPATH_API_KEY_FILE", str(keys))
