@@ -1,6 +1,6 @@
 # The commands of this project. Each one works as the first on a fresh clone: it sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo check test test-tools test-integrations test-architectures endurance bench docs build lock clean
+.PHONY: help setup serve demo check test test-tools test-integrations test-architectures fuzz endurance bench docs build lock clean
 
 BIN := .venv/bin
 SCRIPTS := scripts/setup scripts/lock scripts/build scripts/checkov scripts/integrations scripts/playground-types scripts/test-tools \
@@ -49,6 +49,9 @@ test-architectures: setup ## hold every architecture against transformers; WRITE
 endurance: setup ## load, chaos and soak; LOAD=60 CHAOS=120 (seconds), SOAK=100000 (requests), SEED=1; 0 leaves one out
 	PYTHONPATH=tests $(BIN)/python -m endurance --load $(or $(LOAD),60) --chaos $(or $(CHAOS),120) \
 		--soak $(or $(SOAK),100000) --seed $(or $(SEED),1)
+
+fuzz: setup ## send 20,000 cases to each parser and to the routes of the OpenAPI document, in process
+	$(BIN)/pytest tests/fuzz tests/test_wire.py --hypothesis-profile fuzz --timeout 0
 
 bench: setup ## run every benchmark; each prints its ratio and its largest difference
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
