@@ -49,11 +49,12 @@ def fuzz(case: st.SearchStrategy[Any], answered: Callable[[Any], None], *, share
     Hypothesis remembers each case of a round, so that none comes twice. Rounds are short, and the garbage
     collector, which looks rarely (densepath/garbage.py), looks after each: what grows then is kept.
     """
-    number = max(1, (MANY if settings.get_current_profile_name() == "fuzz" else FEW) // share)
+    long = settings.get_current_profile_name() == "fuzz"
+    number = max(1, (MANY if long else FEW) // share)
     rounds = -(-number // ROUND)
     for _ in range(rounds):
         settings(settings(), max_examples=-(-number // rounds))(given(case)(answered))()
-        if rounds > 1:
+        if long:
             gc.collect()
 
 
