@@ -246,6 +246,14 @@ class Limits:
             rich_help_panel=LIMITS,
         ),
     ] = 120.0
+    request_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Seconds within which a request must be answered, its wait for its turn included.",
+            min=0.001,
+            rich_help_panel=LIMITS,
+        ),
+    ] = 600.0
     max_connections: Annotated[
         int,
         typer.Option(

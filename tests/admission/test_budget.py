@@ -224,3 +224,15 @@ async def test_row_02_no_size_starves(share: float) -> None:
             await each.task
     assert answered[1] >= 3, answered
     assert answered[0] * 200 + answered[1] * 10_000 * share > 0.8 * 300 * rate, "the engine was idle"
+
+
+def test_a_body_counts_while_it_is_read() -> None:
+    budget = TokenBudget(1 << 20)
+    with budget.reading(1000):
+        assert budget.all_tokens == 1000
+        with budget.reading(1 << 30), budget.reading(1 << 30):
+            with pytest.raises(OverloadedError), budget.reading(1 << 30):
+                pass
+            with budget.reading(1000):  # a small one still finds room
+                pass
+    assert budget.all_tokens == 0

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from api.bodies import GOOD
-from api.running import Running, make_service, read_all, running
+from api.running import Running, make_service, running
 from api.test_connection import JSON_HEAD, LIVE, POST, answers, only_code
 from densepath.api.protocol import HEADER_BYTES, PROBE_CONNECTIONS, BoundedProtocol
 from densepath.config import Limits
@@ -111,8 +111,8 @@ def test_row_04_a_client_that_never_reads_is_cut_off(pair: Pair, monkeypatch: py
         with contextlib.suppress(OSError):
             for _ in range(20):
                 raw.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(content) + content)
-        served.idle()
         served.until(lambda: not served.connections)  # it still has not read a byte
+        served.idle()
 
 
 def test_row_39_beyond_the_most_connections_only_probes_are_answered(pair: Pair) -> None:
@@ -130,8 +130,7 @@ def test_row_39_beyond_the_most_connections_only_probes_are_answered(pair: Pair)
         for _ in range(PROBE_CONNECTIONS):
             held.enter_context(served.connect()).sendall(LIVE)
         served.until(lambda: len(served.connections) == 3 + PROBE_CONNECTIONS)
-        with served.connect() as raw, contextlib.suppress(ConnectionResetError):
-            assert read_all(raw) == b""
+        assert answers(served.speak(LIVE + b"Connection: close\r\n\r\n"))[0][0] == 200
 
 
 def test_a_resting_connection_makes_room(pair: Pair) -> None:
@@ -152,6 +151,15 @@ def test_a_resting_connection_makes_room(pair: Pair) -> None:
         assert closed == [b""]
         served.until(lambda: len(served.connections) == 1)
         assert served.score(GOOD).status_code == 200
+
+
+@pytest.mark.parametrize("path", [b"/v1/rewards", b"/tokenize"])
+def test_a_request_is_bounded_in_total(path: bytes, pair: Pair) -> None:
+    with running(make_service(pair, limits=Limits(request_seconds=0.3))) as served:
+        head = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path + JSON_HEAD
+        received = served.speak(head + b"Content-Length: 100\r\n\r\n{")  # its body has 30 seconds
+        assert only_code(received) == (504, "deadline_exceeded")
+        served.idle()
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from api.bodies import GOOD
 from api.running import CONTEXT_LENGTH, Running, make_service, running
 from checkpoints import make_tokenizer
 from densepath.api import body as parsing
+from densepath.api import json_values
+from densepath.api.json_values import MOST_VALUES
 from densepath.errors import ContextLengthExceededError, DeadlineExceededError
 from densepath.pair.pair import Pair
 from densepath.sequences import Tokenizer
@@ -93,6 +96,30 @@ def test_a_long_list_of_wrong_elements_is_one_error(large: Running) -> None:
         answer = large.client.post(path, json=content)
         assert answer.status_code in (400, 422)
         assert len(answer.content) < 1000
+
+
+def test_too_many_values_are_refused_before_the_parse(
+    large: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: object, **__: object) -> None:
+        pytest.fail("a body with too many values was parsed")
+
+    monkeypatch.setattr(parsing.jiter, "from_json", parse)
+    for path in BODIES:
+        answer = large.client.post(
+            path, content=b'{"a":[' + b"[1]," * MOST_VALUES, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code in (400, 422)
+        assert str(MOST_VALUES) in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+def test_punctuation_in_strings_is_no_value(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_values, "_CHUNK", chunk)
+    monkeypatch.setattr(json_values, "MOST_VALUES", 7)
+    texts = ["a,b[{:", '"', '\\",', "\\", '\\\\",,']  # with the list: five marks
+    assert not json_values.has_too_many_values(json.dumps(texts).encode())
+    assert json_values.has_too_many_values(json.dumps([*texts, 1, 2]).encode())
 
 
 def test_a_parse_that_nobody_wants_ends_and_one_that_waits_never_begins(pair: Pair) -> None:

@@ -6,14 +6,18 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from densepath.errors import InvalidRequestError, OverloadedError
 
 #: The rate before anything has been measured. Even a small model on a CPU is faster.
 FIRST_GUESS_TOKENS_PER_SECOND = 1000.0
 LONGEST_RETRY_AFTER = 60  # seconds
+#: A byte of a body is one token at most, and about a quarter of one as a rule.
+BYTES_OF_A_TOKEN = 4
+#: So many bytes may always be read together, however small the budget.
+LEAST_READING = 1 << 20
 
 
 class Ticket:
@@ -45,7 +49,8 @@ class TokenBudget:
         self._since = clock()
         self._served = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self.waiting_tokens = 0
+        self.waiting_tokens = self.reading_tokens = 0
+        self._most_reading = max(BYTES_OF_A_TOKEN * max_tokens, LEAST_READING)
         self._owed, self._owed_since = 0.0, clock()
 
     def ensure_room(self, tokens: int = 1) -> None:
@@ -57,6 +62,34 @@ class TokenBudget:
                 "send it again after Retry-After",
                 retry_after=self._retry_after(tokens),
             )
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens that are queued, that wait for their turn, or that a body which is being read may have."""
+        return self.queued_tokens + self.waiting_tokens + self.reading_tokens
+
+    @contextmanager
+    def reading(self, size: int) -> Iterator[None]:
+        """Count a body of `size` bytes while it is parsed and tokenised, before its tokens are known.
+
+        It counts one token per byte, which is the most it can have without the text of a chat template, but
+        at most a quarter of what may be read together. The last quarter is left to smaller bodies.
+
+        Raises OverloadedError where too much is being read.
+        """
+        quarter = self._most_reading // 4
+        tokens = min(size, quarter)
+        if self.reading_tokens + tokens > (self._most_reading if size < quarter else 3 * quarter):
+            raise OverloadedError(
+                f"bodies with up to {self.reading_tokens} tokens are being read: send it again after "
+                "Retry-After",
+                retry_after=self._retry_after(tokens // BYTES_OF_A_TOKEN),
+            )
+        self.reading_tokens += tokens
+        try:
+            yield
+        finally:
+            self.reading_tokens -= tokens
 
     @asynccontextmanager
     async def admit(self, tokens: int) -> AsyncIterator[Ticket]:

@@ -63,6 +63,7 @@ def create_app(
         lifecycle=service.lifecycle,
         guard=guard or Guard(),
         max_body_bytes=service.limits.max_body_bytes,
+        request_seconds=service.limits.request_seconds,
         bodies=service.bodies,
         metrics=service.metrics,
         traces=service.traces,

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from densepath.api.edge import ClientDisconnectedError, too_large
+from densepath.api.json_values import MOST_VALUES, has_too_many_values
 from densepath.api.lifecycle import draining
 from densepath.api.served import Served
 from densepath.api.service import Service
@@ -90,6 +91,11 @@ async def read_json_body(request: Request, service: Service) -> bytes:
 
 def parse_json(body: bytes) -> Any:
     """Parse JSON. An object with the same key twice is refused. Fields refuse NaN later, by their types."""
+    if has_too_many_values(body):
+        raise InvalidRequestError(
+            f"the body has more than {MOST_VALUES} JSON values: split it into several requests, or send "
+            "/v1/rewards safetensors"
+        )
     try:
         return jiter.from_json(body, allow_inf_nan=True, catch_duplicate_keys=True)
     except ValueError as error:
@@ -107,16 +113,20 @@ async def in_pool(service: Service, parse: Callable[..., T], body: bytes, *args:
 
     A large body waits for other large ones alone. If nobody wants the result any more, a parse that has not
     begun never does, and one that goes through `wanted` ends with the next element.
+
+    Until the tokens are known, the budget counts an upper bound of them. Raises OverloadedError where there
+    is no room for it.
     """
     context, unwanted = copy_context(), threading.Event()
     context.run(_unwanted.set, unwanted)
     pool = service.large_bodies if len(body) > LARGE_BODY_BYTES else service.small_bodies
-    try:
-        return await asyncio.get_running_loop().run_in_executor(
-            pool, partial(context.run, parse, body, *args)
-        )
-    finally:
-        unwanted.set()
+    with service.budget.reading(len(body)):
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                pool, partial(context.run, parse, body, *args)
+            )
+        finally:
+            unwanted.set()
 
 
 def wanted(elements: Iterable[Element]) -> Iterator[Element]:
@@ -181,11 +191,20 @@ def deadline(request: Request) -> float:
     return float(request.state.began) + seconds
 
 
-def ensure_room(request: Request, service: Service) -> None:
-    """Raise OverloadedError where the queue is full, before the body is read."""
+async def read_to_score(
+    request: Request,
+    service: Service,
+    until: float,
+    read: Callable[[Request, Service], Coroutine[Any, Any, T]],
+) -> T:
+    """What `read` reads of a request that is to be scored, unless the queue is full before it or after it."""
     declared = request.headers.get("content-length", "")
     guess = int(declared) // BYTES_OF_A_TOKEN if declared.isdecimal() else 0
-    service.budget.ensure_room(max(1, min(guess, service.limits.max_queued_tokens)))
+    tokens = max(1, min(guess, service.limits.max_queued_tokens))
+    service.budget.ensure_room(tokens)
+    body = await while_wanted(read(request, service), service, until)
+    service.budget.ensure_room(tokens)
+    return body
 
 
 async def while_wanted(
@@ -225,8 +244,7 @@ async def answer_json(
     """
     served = service.lifecycle.take()
     until = deadline(request)
-    ensure_room(request, service)
-    body = await while_wanted(read_json_body(request, service), service, until)
+    body = await read_to_score(request, service, until, read_json_body)
     content = await while_wanted(work(body, served), service, until, reader=request)
     return Response(content, media_type=JSON_MEDIA_TYPE)
 

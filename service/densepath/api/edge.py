@@ -20,6 +20,7 @@ from densepath.api.keys import Guard
 from densepath.api.lifecycle import Lifecycle
 from densepath.errors import (
     BodyTooLargeError,
+    DeadlineExceededError,
     DensepathError,
     DrainingError,
     InternalError,
@@ -64,6 +65,7 @@ class Edge:
         lifecycle: Lifecycle,
         guard: Guard,
         max_body_bytes: int,
+        request_seconds: float,
         bodies: ByteBudget,
         metrics: Metrics,
         traces: Traces,
@@ -74,6 +76,7 @@ class Edge:
         self.allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
         self.lifecycle, self.guard = lifecycle, guard
         self.max_body_bytes, self.bodies = max_body_bytes, bodies
+        self.request_seconds = request_seconds
         self.metrics, self.traces, self.shape_error = metrics, traces, shape_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +97,7 @@ class Edge:
         try:
             declared = self._refuse_early(scope["path"], Headers(scope=scope))
             with self.bodies.hold(declared) as scope["state"]["body"]:
-                await self.app(scope, receive, exchange.send)
+                await self._within_limit(scope, receive, exchange.send)
         except ClientDisconnectedError:
             exchange.status = CLIENT_CLOSED
         except DensepathError as error:
@@ -104,6 +107,21 @@ class Edge:
             await exchange.fail(
                 InternalError("an internal error: search the service's log for this request id")
             )
+
+    async def _within_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, which is cancelled when it takes longer than any request may."""
+        try:
+            # A swap loads a pair, which has no bound, and it has shown the admin key.
+            seconds = None if scope["path"].startswith("/admin/") else self.request_seconds
+            async with asyncio.timeout(seconds) as limit:
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceededError(
+                f"the request took longer than this service's {self.request_seconds:g} seconds; the work is "
+                "cancelled"
+            ) from None
 
     def _refuse_early(self, path: str, headers: Headers) -> int:
         """Refuse what can be refused before the body is read.

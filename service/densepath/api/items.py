@@ -24,6 +24,7 @@ from densepath.errors import (
     DensepathError,
     InvalidItemError,
     InvalidRequestError,
+    MalformedBodyError,
     ModelNotFoundError,
     ModelVersionMismatchError,
 )
@@ -39,6 +40,8 @@ FORMS: dict[str, type[Strict]] = {
     "messages": ChatItem,
     "prompt": TextItem,
 }
+#: A header has a few tensors and the options of the request. It is parsed at once, and holds the service.
+MOST_HEADER_BYTES = 1 << 22
 FORMS_IN_WORDS = (
     "prompt_token_ids and response_token_ids, token_ids and response_mask, prompt and response, "
     "or messages and response"
@@ -80,6 +83,10 @@ def read_json_batch(body: bytes, served: Served, max_items: int) -> Batch:
 
 def read_packed_batch(body: bytes, served: Served, max_items: int) -> Batch:
     """Read a safetensors body."""
+    if int.from_bytes(body[:8], "little") > min(MOST_HEADER_BYTES, len(body)):
+        raise MalformedBodyError(
+            f"the body is not a safetensors file with a header of up to {MOST_HEADER_BYTES} bytes"
+        )
     packed = unpack_request(body)
     options = validate(PackedOptions, packed.request)
     _check_served(options, served)

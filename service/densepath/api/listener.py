@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from densepath.errors import InvalidRequestError
 from densepath.forks import closed_in_forks
 
-_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's own
+BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's own
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -37,7 +37,7 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
                 if family == socket.AF_INET6:
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 listener.bind(address)
-                listener.listen(_BACKLOG)
+                listener.listen(BACKLOG)
             except OSError as error:
                 if error.errno in _NO_SUCH_ADDRESS and len(found) > 1:
                     continue  # a name such as localhost, on a machine without IPv6

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_remote_addr
 
 from densepath.api.edge import OPEN_ROUTES
+from densepath.config import Limits
 from densepath.errors import DensepathError, MalformedBodyError, OverloadedError, RequestTimeoutError
 
 HEADER_SECONDS = 10.0
@@ -22,7 +23,7 @@ LINGER_SECONDS = 5.0
 #: A client that reads less than LEAST_READ_BYTES of its answer in this time is cut off.
 WRITE_SECONDS = 30.0
 LEAST_READ_BYTES = 65_536
-#: So many connections beyond the limits are taken, for a probe or a 503, and for so long.
+#: So many connections beyond the limits are taken, for a probe or a 503, and for so long. The newest stay.
 PROBE_CONNECTIONS = 16
 PROBE_HEADER_SECONDS = 2.0
 
@@ -36,6 +37,7 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
 
     header_seconds = HEADER_SECONDS
     write_seconds = WRITE_SECONDS
+    request_seconds = Limits.request_seconds
     max_connections = max_connections_per_address = 1 << 30
 
     def connection_made(self, transport: Any) -> None:
@@ -44,20 +46,21 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
         others = [
             each for each in self.connections if address and each.client and each.client[0] == address[0]
         ]
-        surplus = max(
-            len(self.connections) - self.max_connections, len(others) - self.max_connections_per_address
-        )
+        total = len(self.connections) - self.max_connections
+        surplus = max(total, len(others) - self.max_connections_per_address)
         super().connection_made(transport)
         # Requests of this connection close it through this.
         self.transport = self._closing = _LingeringTransport(transport, self.flow.resume_reading, self.loop)
         self._bytes_without_progress = self._header_bytes = 0
         self._in_message = self._in_headers = self._keep = self._progress = False
         self._writes_late: asyncio.TimerHandle | None = None
-        self._only_probes = surplus >= 0
+        self._request_late: asyncio.TimerHandle | None = None
+        self._only_probes, self._accepted = surplus >= 0, self.loop.time()
+        crowd = self.connections if surplus == total else others
         if surplus >= PROBE_CONNECTIONS:
-            transport.abort()
+            _end_oldest_probe(crowd)
         elif surplus >= 0:
-            _make_room(others if len(others) >= self.max_connections_per_address else self.connections)
+            _make_room(crowd)
         seconds = PROBE_HEADER_SECONDS if self._only_probes else self.header_seconds
         self._headers_late: asyncio.TimerHandle | None = self.loop.call_later(seconds, self._refuse_late)
 
@@ -65,6 +68,11 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
     def resting(self) -> bool:
         """Whether the last request was answered and no other has begun."""
         return not self._in_message and self.cycle is not None and bool(self.cycle.response_complete)
+
+    @property
+    def _all_read(self) -> bool:
+        """Whether it rests, and the client has read the last answer."""
+        return self.resting and not self.transport.get_write_buffer_size()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request. After the last answer they are thrown away."""
@@ -81,6 +89,8 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        if self._request_late is None or self._all_read:
+            self._limit_request()
         super().on_message_begin()
         self._header_bytes = 0
         self._in_message = self._in_headers = self._progress = True
@@ -125,6 +135,8 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
     def on_response_complete(self) -> None:
         """The answer has been written, as far as the client reads it."""
         self._watch_writes()
+        if self.pipeline:  # the next request has arrived already
+            self._limit_request()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -140,8 +152,9 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is lost: stop every timer."""
         self._stop_waiting_for_headers()
-        if self._writes_late is not None:
-            self._writes_late.cancel()
+        for timer in (self._writes_late, self._request_late):
+            if timer is not None:
+                timer.cancel()
         self._closing.lost()
         super().connection_lost(exc)
 
@@ -157,6 +170,17 @@ class BoundedProtocol(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn's pro
         if self._headers_late is not None:
             self._headers_late.cancel()
             self._headers_late = None
+
+    def _limit_request(self) -> None:
+        """Bound a request in total: the application ends it in time, and then its answer must be read."""
+        if self._request_late is not None:
+            self._request_late.cancel()
+        seconds = self.header_seconds + self.request_seconds + self.write_seconds
+        self._request_late = self.loop.call_later(seconds, self._end_request)
+
+    def _end_request(self) -> None:
+        if not self._all_read and not self.url.startswith(b"/admin/"):
+            self.transport.abort()
 
     def _watch_writes(self) -> None:
         """Every `write_seconds`, a client must have read a part of what waits for it, or it is cut off."""
@@ -198,6 +222,13 @@ def _make_room(connections: Iterable[BoundedProtocol]) -> None:
             return
 
 
+def _end_oldest_probe(connections: Iterable[BoundedProtocol]) -> None:
+    """End the oldest connection that was taken for a probe: a probe is quick, so that one is none."""
+    probes = [each for each in connections if each._only_probes and not each.transport.ended]
+    if probes:
+        min(probes, key=lambda each: each._accepted).transport.abort()
+
+
 class _LingeringTransport:
     """A transport whose `close` waits for a client that is still sending.
 
@@ -212,6 +243,11 @@ class _LingeringTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing is read any more either."""
+        return bool(self._transport.is_closing())
 
     def is_closing(self) -> bool:
         """True as soon as nothing more will be written."""

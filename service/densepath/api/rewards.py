@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from densepath.admission import Ticket
 from densepath.api.answers import ScoredItem, answer, to_json, to_safetensors, write_answer
-from densepath.api.body import deadline, ensure_room, in_pool, media_type, read_body, while_wanted
+from densepath.api.body import deadline, in_pool, media_type, read_body, read_to_score, while_wanted
 from densepath.api.engine_calls import admitted, count_tokens, score_sequence, together
 from densepath.api.items import Batch, at_item, read_json_batch, read_packed_batch
 from densepath.api.openapi import body_of
@@ -47,8 +47,7 @@ def router(service: Service) -> APIRouter:
         if reader is None:
             raise UnsupportedMediaTypeError(f"send Content-Type: {JSON_MEDIA_TYPE} or {MEDIA_TYPE}")
         until = deadline(request)
-        ensure_room(request, service)
-        body = await while_wanted(read_body(request, service), service, until)
+        body = await read_to_score(request, service, until, read_body)
         packed = MEDIA_TYPE in request.headers.get("accept", "").lower()
 
         async def work() -> bytes:

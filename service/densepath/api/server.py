@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from densepath.api.lifecycle import Lifecycle, Phase
+from densepath.api.listener import BACKLOG
 from densepath.api.protocol import PROBE_CONNECTIONS, BoundedProtocol
 from densepath.api.service import Service
 from densepath.config import Limits
@@ -23,6 +24,9 @@ from densepath.config import Limits
 LAST_WORDS_SECONDS = 1.0
 #: After that, for clients that read their answers slowly.
 SLOW_READER_SECONDS = 2
+
+#: So many connections may be open for a moment although there is no room for them.
+ACCEPTED_AT_ONCE = 8
 
 #: From the loss of the last engine to the end of the process, so that probes and clients see it.
 DEATH_SECONDS = 3.0
@@ -38,6 +42,12 @@ class Server(uvicorn.Server):
         """Do nothing: uvicorn would end the process by the signal, and a drained service exits with 0."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. asyncio has one number for how many connections wait and how many it accepts in one go."""
+        await super().startup(sockets=sockets)
+        for each in sockets or ():
+            each.listen(BACKLOG)
+
 
 def build_server(app: FastAPI, limits: Limits | None = None) -> Server:
     """A server with the limits that only the server can set."""
@@ -45,6 +55,7 @@ def build_server(app: FastAPI, limits: Limits | None = None) -> Server:
     bounds = {
         "max_connections": min(limits.max_connections, _room_for_connections()),
         "max_connections_per_address": limits.max_connections_per_address,
+        "request_seconds": limits.request_seconds,
     }
     config = uvicorn.Config(
         app,
@@ -56,17 +67,18 @@ def build_server(app: FastAPI, limits: Limits | None = None) -> Server:
         server_header=False,
         log_level="warning",
         timeout_keep_alive=75,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=SLOW_READER_SECONDS,
     )
     return Server(config)
 
 
 def _room_for_connections() -> int:
-    """How many connections the limit of open files leaves, beside the engine and the probes."""
+    """How many connections the limit of open files leaves, beside the engine, the probes and the refused."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(1, hard - min(256, hard // 2) - PROBE_CONNECTIONS) if hard > 0 else 1 << 30
+    return max(1, hard - min(256, hard // 2) - PROBE_CONNECTIONS - ACCEPTED_AT_ONCE) if hard > 0 else 1 << 30
 
 
 async def serve(

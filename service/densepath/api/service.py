@@ -43,5 +43,5 @@ class Service:
             make_engine=make_engine,
             hang_seconds=self.limits.hang_seconds,
         )
-        self.metrics.queued_tokens.set_function(lambda: self.budget.queued_tokens)
+        self.metrics.queued_tokens.set_function(lambda: self.budget.all_tokens)
         self.metrics.max_queued_tokens.set(self.limits.max_queued_tokens)
