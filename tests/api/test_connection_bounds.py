@@ -111,6 +111,8 @@ def test_row_04_a_client_that_never_reads_is_cut_off(pair: Pair, monkeypatch: py
         with contextlib.suppress(OSError):
             for _ in range(20):
                 raw.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+        labels = {"route": "/v1/rewards", "method": "POST", "status": "200"}
+        served.until(lambda: served.metric("densepath_http_requests_total", **labels) > 0)
         served.until(lambda: not served.connections)  # it still has not read a byte
         served.idle()
 
