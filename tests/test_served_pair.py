@@ -230,7 +230,7 @@ def test_rows_20_21_25_a_stopped_and_a_killed_engine_are_replaced_and_a_stopped_
             assert stop(process) == 0
             say_seconds("SIGTERM with a stopped engine until the end, --drain-seconds 2", at)
             assert last.result().json()["error"]["code"] == "draining"
-            assert not psutil.wait_procs(gone, timeout=0)[1], "no process is left"
+            assert not psutil.wait_procs(gone, timeout=30)[1], "no process is left"
         finally:
             process.kill()
             process.wait()
