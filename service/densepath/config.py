@@ -229,6 +229,15 @@ class Limits:
             rich_help_panel=LIMITS,
         ),
     ] = 262_144
+    key_tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens that each API key may have scored per minute. Beyond that, its requests are refused "
+            "with status 429. An admin key has no quota.",
+            min=1,
+            rich_help_panel=LIMITS,
+        ),
+    ] = None
     body_seconds: Annotated[
         float,
         typer.Option(

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from api.bodies import GOOD
 from api.running import Running, make_service, read_all, running
 from densepath.api.keys import ApiKeys, Guard
+from densepath.config import Limits
 from densepath.errors import AccessError, InvalidRequestError
 from densepath.pair.pair import Pair
 
@@ -295,3 +297,26 @@ def test_row_34_every_key_is_compared_in_constant_time(monkeypatch: pytest.Monke
                 guard.check(path, f"Bearer {sent}")
             assert len(compared) == 5
     assert all(len(a) == len(b) == 32 for a, b in compared)
+
+
+def test_row_01_a_key_has_its_quota_of_tokens(pair: Pair) -> None:
+    item = {"prompt_token_ids": [7, 8], "response_token_ids": [9]}
+    with running(
+        make_service(pair, limits=Limits(key_tokens_per_minute=2)), keys=(KEY, "another"), admin_keys=(ADMIN,)
+    ) as served:
+
+        def ask(key: str, path: str = "/v1/rewards", **body: object) -> httpx.Response:
+            return served.client.post(path, json=body or {"items": [item]}, headers=bearer(key))
+
+        assert ask(KEY).status_code == 200
+        refused = ask(KEY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "quota_exceeded")
+        assert 29 <= int(refused.headers["retry-after"]) <= 30
+        completions = {"model": "sft", "prompt": [7, 8, 9], "max_tokens": 0, "echo": True, "logprobs": 1}
+        assert ask(KEY, "/v1/completions", **completions).status_code == 429
+        assert (
+            served.client.post("/v1/rewards", json={"items": [item]}, headers=basic(KEY)).status_code == 429
+        )
+        assert served.client.get("/v1/pair", headers=bearer(KEY)).status_code == 200
+        assert ask("another").status_code == 200
+        assert all(ask(ADMIN).status_code == 200 for _ in range(3))

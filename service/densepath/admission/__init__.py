@@ -2,5 +2,6 @@
 
 from densepath.admission.bodies import ByteBudget, Hold
 from densepath.admission.budget import Ticket, TokenBudget
+from densepath.admission.quota import TokenQuotas
 
-__all__ = ["ByteBudget", "Hold", "Ticket", "TokenBudget"]
+__all__ = ["ByteBudget", "Hold", "Ticket", "TokenBudget", "TokenQuotas"]

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from densepath.api.edge import ClientDisconnectedError, too_large
+from densepath.api.engine_calls import caller
 from densepath.api.json_values import MOST_VALUES, has_too_many_values
 from densepath.api.lifecycle import draining
 from densepath.api.served import Served
@@ -197,7 +198,13 @@ async def read_to_score(
     until: float,
     read: Callable[[Request, Service], Coroutine[Any, Any, T]],
 ) -> T:
-    """What `read` reads of a request that is to be scored, unless the queue is full before it or after it."""
+    """What `read` reads of a request that is to be scored.
+
+    It is refused before its body is read where its key has used up its quota or the queue is full, and after
+    it where the queue is full by then.
+    """
+    caller.set(request.state.caller)
+    service.quotas.ensure(request.state.caller)
     declared = request.headers.get("content-length", "")
     guess = int(declared) // BYTES_OF_A_TOKEN if declared.isdecimal() else 0
     tokens = max(1, min(guess, service.limits.max_queued_tokens))

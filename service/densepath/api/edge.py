@@ -95,7 +95,7 @@ class Edge:
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         try:
-            declared = self._refuse_early(scope["path"], Headers(scope=scope))
+            declared, scope["state"]["caller"] = self._refuse_early(scope["path"], Headers(scope=scope))
             with self.bodies.hold(declared) as scope["state"]["body"]:
                 await self._within_limit(scope, receive, exchange.send)
         except ClientDisconnectedError:
@@ -123,10 +123,11 @@ class Edge:
                 "cancelled"
             ) from None
 
-    def _refuse_early(self, path: str, headers: Headers) -> int:
+    def _refuse_early(self, path: str, headers: Headers) -> tuple[int, bytes | None]:
         """Refuse what can be refused before the body is read.
 
-        Returns the declared bytes of the body, and 0 for a probe, whose body is never read.
+        Returns the declared bytes of the body, 0 for a probe, whose body is never read; and the hash of the
+        caller's key, if there is one.
         """
         if self.allowed_hosts and path not in OPEN_ROUTES and host_name(headers) not in self.allowed_hosts:
             raise InvalidRequestError(
@@ -134,8 +135,9 @@ class Edge:
                 "--allowed-hosts",
                 param="Host",
             )
+        caller = None
         if path not in OPEN_ROUTES:
-            self.guard.check(path, headers.get("authorization", ""))
+            caller = self.guard.check(path, headers.get("authorization", ""))
         if "content-encoding" in headers:
             raise UnsupportedMediaTypeError("a body with a Content-Encoding is refused: send it as it is")
         if "transfer-encoding" in headers and "content-length" in headers:
@@ -143,7 +145,7 @@ class Edge:
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self.max_body_bytes:
             raise too_large(self.max_body_bytes)
-        return int(declared) if declared.isdecimal() and path not in OPEN_ROUTES else 0
+        return (int(declared) if declared.isdecimal() and path not in OPEN_ROUTES else 0), caller
 
     def _record(self, exchange: _Exchange, counted: bool, span: Span) -> None:
         metrics, scope = self.metrics, exchange.scope

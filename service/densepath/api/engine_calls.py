@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from densepath.errors import EngineUnavailableError, InternalError
 from densepath.sequences import Sequence
 
 T = TypeVar("T")
+#: The hash of the key of the request that this task answers, if it has one.
+caller: ContextVar[bytes | None] = ContextVar("caller", default=None)
 
 
 @asynccontextmanager
@@ -28,6 +31,7 @@ async def admitted(items: int, tokens: int, service: Service) -> AsyncIterator[T
     with service.traces.stage("score") as span:
         span.count(items=items, tokens=tokens)
         async with service.budget.admit(tokens) as ticket:
+            service.quotas.charge(caller.get(), tokens)
             yield ticket
 
 

@@ -51,7 +51,7 @@ class ApiKeys:
     def accept(self, sent: bytes) -> bool:
         """Compare with every key, in constant time each, without an early end."""
         self._look()
-        digest = hashlib.sha256(sent).digest()
+        digest = digest_of(sent)
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
     def reload(self) -> None:
@@ -86,8 +86,11 @@ class Guard:
     callers: ApiKeys = field(default_factory=ApiKeys)
     operators: ApiKeys = field(default_factory=ApiKeys)
 
-    def check(self, path: str, authorization: str) -> None:
-        """Raise InvalidApiKeyError or AdminKeyRequiredError where the Authorization header is not enough."""
+    def check(self, path: str, authorization: str) -> bytes | None:
+        """Raise InvalidApiKeyError or AdminKeyRequiredError where the Authorization header is not enough.
+
+        Returns the hash of the caller's key; None for an operator, and where no key is needed.
+        """
         bearer, basic = bearer_key(authorization), basic_password(authorization)
         operator = bearer is not None and self.operators.accept(bearer)
         if is_admin(path):
@@ -103,6 +106,9 @@ class Guard:
             caller = sent is not None and self.callers.accept(sent)
             if not (caller or operator):
                 raise InvalidApiKeyError("send a valid key as `Authorization: Bearer KEY`")
+            if sent is not None and not operator:
+                return digest_of(sent)
+        return None
 
     def reload(self) -> None:
         """Read both key files again."""
@@ -133,8 +139,13 @@ def basic_password(authorization: str) -> bytes | None:
     return password if colon else None
 
 
+def digest_of(key: bytes) -> bytes:
+    """The hash by which a key is known to the service."""
+    return hashlib.sha256(key).digest()
+
+
 def _hashed(keys: Iterable[str]) -> list[bytes]:
-    return [hashlib.sha256(key.encode()).digest() for key in keys]
+    return [digest_of(key.encode()) for key in keys]
 
 
 def _read_keys(path: Path, option: str) -> list[str]:

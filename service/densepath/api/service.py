@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from densepath.admission import ByteBudget, TokenBudget
+from densepath.admission import ByteBudget, TokenBudget, TokenQuotas
 from densepath.api.lifecycle import Lifecycle, MakeEngine
 from densepath.api.served import Served
 from densepath.config import Limits
@@ -33,6 +33,7 @@ class Service:
         self.limits = limits or Limits()
         self.metrics, self.traces = Metrics(), traces or Traces()
         self.budget = TokenBudget(self.limits.max_queued_tokens)
+        self.quotas = TokenQuotas(self.limits.key_tokens_per_minute)
         self.bodies = ByteBudget(self.limits.max_body_bytes)
         self.small_bodies = ThreadPoolExecutor(SMALL_BODY_THREADS, "parse")
         self.large_bodies = ThreadPoolExecutor(1, "parse-large")

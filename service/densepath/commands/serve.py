@@ -16,6 +16,7 @@ from densepath.commands.engines import build_engine, require_room
 from densepath.commands.pairs import load_tokenizer, read_pair, show_notes
 from densepath.commands.settings import ServeSettings
 from densepath.config import Engine
+from densepath.errors import InvalidRequestError
 from densepath.pair.pair import Pair, Progress, load_pair
 from densepath.pair.text_half import text_half
 
@@ -50,6 +51,10 @@ def _serve_pair(settings: ServeSettings, sockets: list[socket.socket], say: Cons
         ApiKeys.from_file(settings.api_key_file),
         ApiKeys.from_file(settings.admin_key_file, "--admin-key-file"),
     )
+    if settings.key_tokens_per_minute is not None and not guard.callers:
+        raise InvalidRequestError(
+            "--key-tokens-per-minute needs --api-key-file: without keys there is nobody to have a quota"
+        )
     swapping = None
     if settings.pair_root is not None:
         os.listdir(settings.pair_root)  # raises the OSError that a swap would end in
