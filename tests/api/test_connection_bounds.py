@@ -156,7 +156,7 @@ def test_a_resting_connection_makes_room(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("path", [b"/v1/rewards", b"/tokenize"])
-def test_a_request_is_bounded_in_total(path: bytes, pair: Pair) -> None:
+def test_row_39_a_request_is_bounded_in_total(path: bytes, pair: Pair) -> None:
     with running(make_service(pair, limits=Limits(request_seconds=0.3))) as served:
         head = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path + JSON_HEAD
         received = served.speak(head + b"Content-Length: 100\r\n\r\n{")  # its body has 30 seconds

@@ -176,9 +176,9 @@ async def test_always_refuses_what_cannot_be_verified(
 async def test_no_number_leaves_the_service_before_the_verdict(pair: Pair) -> None:
     loaded, verdict = asyncio.Event(), asyncio.Event()
 
-    async def start_late(scorer: Any, loaded: Any) -> Any:
+    async def start_late(scorer: Any, say_loaded: Any) -> Any:
         await scorer.start()
-        loaded()
+        say_loaded()
         loaded.set()
         await verdict.wait()
         raise InvalidPairError("the engine does not compute the sft as transformers does")
