@@ -366,7 +366,7 @@ def test_a_service_that_was_stopped_for_a_while_has_no_hanging_engine(world: Wor
     world.hang()
     number = world.ask()
     world.wait(60)
-    world.loop.jump(600)
+    world.loop.jump(400)
     world.wait(30)
     assert world.phase is Phase.READY
     assert world.engine.gate is not None

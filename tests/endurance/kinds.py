@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerFast
+
 from api.bad_requests import BAD_REQUESTS
+from api.running import STRICT_TEMPLATE
+from checkpoints import make_tokenizer
 from densepath.wire import MEDIA_TYPE
 from endurance.traffic import Answer, ask, request
 from endurance.truth import Case
@@ -33,6 +38,13 @@ class Kind:
     sent: bytes
     statuses: frozenset[int]
     check: Callable[[bytes], float] | None = None
+
+
+def strict_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose template refuses unknown roles, as the table of bad requests expects."""
+    tokenizer = copy.deepcopy(make_tokenizer())
+    tokenizer.chat_template = STRICT_TEMPLATE
+    return tokenizer
 
 
 Deck = list[tuple[float, Sequence[Kind]]]

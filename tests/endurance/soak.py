@@ -10,7 +10,6 @@ at too.
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import os
 import random
@@ -22,8 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from api.running import STRICT_TEMPLATE
-from checkpoints import make_checkpoint, make_tokenizer
+from checkpoints import make_checkpoint
 from endurance.figures import Findings, say, slope
 from endurance.kinds import (
     LIMITS,
@@ -38,6 +36,7 @@ from endurance.kinds import (
     read_slowly,
     refused,
     send,
+    strict_tokenizer,
 )
 from endurance.service import Held, Watched, grown, watched
 from endurance.truth import by_fake, draw, make_cases
@@ -181,8 +180,7 @@ def claim_slope(findings: Findings, whose: str, done: Sequence[int], memory_mb: 
 
 def options(folder: Path) -> list[str | Path]:
     """Those of the service, with a pair that is made here."""
-    tokenizer = copy.deepcopy(make_tokenizer())
-    tokenizer.chat_template = STRICT_TEMPLATE
+    tokenizer = strict_tokenizer()
     sft, reference = (
         make_checkpoint(folder / name, seed=seed, tokenizer=tokenizer)
         for seed, name in enumerate(("sft", "reference"), 1)

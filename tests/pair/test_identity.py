@@ -228,7 +228,7 @@ async def test_pair_that_changes_while_it_is_loaded_is_never_served(
     lifecycle = Service(served, start_unverified("it is a test")).lifecycle
     with pytest.raises(InvalidPairError, match=r"since it was checked: reference: model\.safetensors: has"):
         await lifecycle.start()
-    assert lifecycle.phase is Phase.STARTING
+    assert lifecycle.phase is Phase.DEAD
     assert lifecycle.problem() is not None
     assert not lifecycle.loaded.is_set()
 

@@ -229,7 +229,7 @@ def test_a_collector_that_is_away_is_one_line(pair_dirs: tuple[Path, Path], tmp_
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
     events = [json.loads(line)["event"] for line in lines]
     assert events.count("traces_are_not_accepted") == 1
-    assert set(events) == {"ready", "request", "draining", "traces_are_not_accepted"}
+    assert set(events) == {"phase", "ready", "request", "draining", "traces_are_not_accepted"}
 
 
 @pytest.mark.parametrize(
