@@ -138,6 +138,17 @@ def prepare() -> None:
     fork_commands(OwnCommands)
 
 
+def forget_imports() -> None:
+    """Take back what imports, such as joblib's, have set in this process's environment since `prepare`.
+
+    Otherwise the commands of later tests would be new interpreters.
+    """
+    for name in tuple(os.environ):
+        known = (*_started_with, *OF_THE_SERVICE, *IMPORTED_BY_NOW)
+        if _started_with and name.startswith(READ_AT_IMPORT) and name not in known:
+            del os.environ[name]
+
+
 def server() -> Server | None:
     """The server of this process; None where there is none, as in a child that was forked in another way."""
     global _server

@@ -132,6 +132,14 @@ def test_what_this_process_spawns_has_the_imports_too() -> None:
         assert pool.apply(eval, ("'vllm' in __import__('sys').modules",)) is True
 
 
+def test_what_imports_set_does_not_end_the_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")  # as OpenCV does
+    monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")  # as joblib does
+    forked.forget_imports()
+    assert "KMP_INIT_AT_FORK" not in os.environ
+    assert forked.run([sys.executable, "-c", HAS_TORCH], capture_output=True, text=True).stdout == "True\n"
+
+
 def test_what_a_forked_child_could_not_do_is_a_new_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", HAS_TORCH]
     options: list[dict[str, Any]] = [
