@@ -167,9 +167,3 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("largest differences from transformers fp32, in nats")
         for what, difference in sorted(_differences, key=itemgetter(0)):
             terminalreporter.write_line(f"{difference:.1e}  {what}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def forked_as_before() -> None:
-    """What the imports of this process have set does not reach the commands of a module's tests."""
-    forked.forget_imports()

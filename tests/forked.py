@@ -138,15 +138,13 @@ def prepare() -> None:
     fork_commands(OwnCommands)
 
 
-def forget_imports() -> None:
-    """Take back what imports, such as joblib's, have set in this process's environment since `prepare`.
+def set_by_imports() -> list[str]:
+    """What imports, such as joblib's, have set in this process's environment since `prepare`.
 
-    Otherwise the commands of later tests would be new interpreters.
+    With these, the commands of later tests are new interpreters.
     """
-    for name in tuple(os.environ):
-        known = (*_started_with, *OF_THE_SERVICE, *IMPORTED_BY_NOW)
-        if _started_with and name.startswith(READ_AT_IMPORT) and name not in known:
-            del os.environ[name]
+    known = (*_started_with, *OF_THE_SERVICE, *IMPORTED_BY_NOW)
+    return [name for name in os.environ if name.startswith(READ_AT_IMPORT) and name not in known]
 
 
 def server() -> Server | None:

