@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from densepath.admission import ByteBudget
-from densepath.api.keys import Guard
+from densepath.api.keys import Guard, is_admin
 from densepath.api.lifecycle import Lifecycle
 from densepath.errors import (
     BodyTooLargeError,
@@ -112,7 +112,7 @@ class Edge:
         """The application, which is cancelled when it takes longer than any request may."""
         try:
             # A swap loads a pair, which has no bound, and it has shown the admin key.
-            seconds = None if scope["path"].startswith("/admin/") else self.request_seconds
+            seconds = None if is_admin(scope["path"]) else self.request_seconds
             async with asyncio.timeout(seconds) as limit:
                 await self.app(scope, receive, send)
         except TimeoutError:
